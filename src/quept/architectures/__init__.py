@@ -1,0 +1,35 @@
+"""The model families that quept knows, as data. To add one, see docs/adding-an-architecture.md."""
+
+from quept.architectures.base import Architecture, Features, Site, Values
+from quept.architectures.language import (
+    GEMMA2,
+    GEMMA3,
+    GPT2,
+    GPT_NEOX,
+    LLAMA,
+    MISTRAL,
+    OPT,
+    PHI3,
+    QWEN2,
+    QWEN3,
+)
+from quept.errors import InvalidInput
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.model_type: architecture
+    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OPT, GPT_NEOX, GPT2)
+}
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture of a transformers `model_type`; `InvalidInput` lists the known ones."""
+    try:
+        return ARCHITECTURES[model_type]
+    except KeyError:
+        raise InvalidInput(
+            f"The architecture {model_type!r} is not known to quept, which knows {', '.join(sorted(ARCHITECTURES))}. "
+            "Adding one takes about twenty lines of data: see docs/adding-an-architecture.md."
+        ) from None
+
+
+__all__ = ["ARCHITECTURES", "Architecture", "Features", "Site", "Values", "architecture_of"]

@@ -1,0 +1,95 @@
+"""What quept must know about a model family, as data.
+
+A model is a list of blocks; a block has linear layers to quantize, and sites at which a per-channel scale can move
+between a producer (a norm or a linear) and the linears that consume its output. Nothing outside this package asks
+which family a model belongs to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Features:
+    """The consumers' input channel `j` is the producer's output row `offset(config) + j`."""
+
+    offset: Callable[[Any], int] = lambda config: 0
+
+    def rows(self, config: Any, channels: int) -> Tensor:
+        """The producer's row for each of `channels` input channels, `(channels,)` int64."""
+        return torch.arange(channels) + self.offset(config)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The consumers' inputs are attention outputs, each a mixture of one row of the value projection over tokens.
+
+    Head `h` reads key-value head `h // (heads / key_value_heads)`, so with grouped-query attention several input
+    channels share a row. `packed` says how a fused projection lays out its rows: None for a projection of its own,
+    "blocks" for all queries, all keys, all values in turn, "heads" for query, key and value of each head in turn.
+    """
+
+    packed: str | None = None
+
+    def rows(self, config: Any, channels: int) -> Tensor:
+        """The value row for each of `channels` attention output channels, `(channels,)` int64."""
+        heads = config.num_attention_heads
+        key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = channels // heads
+        head, within = torch.arange(channels) // size, torch.arange(channels) % size
+        head = head // (heads // key_value_heads)
+        match self.packed:
+            case "blocks":
+                return (heads + key_value_heads) * size + head * size + within
+            case "heads":
+                return head * 3 * size + 2 * size + within
+        return head * size + within
+
+
+@dataclass(frozen=True)
+class Site:
+    """A per-channel scale may move from `producer` into the input columns of `consumers` (paths in the block).
+
+    `when` says for which configurations this leaves the function unchanged.
+    """
+
+    producer: str
+    consumers: tuple[str, ...]
+    channels: Features | Values = Features()
+    when: Callable[[Any], bool] = lambda config: True
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model family: transformers' `model_type`, where its blocks are, their linears and smoothing sites.
+
+    `norm_offset` is what the family's norms add to their weight before they multiply by it (Gemma: 1).
+    """
+
+    model_type: str
+    blocks: str
+    linears: tuple[str, ...]
+    sites: tuple[Site, ...]
+    norm_offset: float = 0.0
+
+    def block_list(self, model: nn.Module) -> nn.ModuleList:
+        """The list of blocks of a causal language model of this family."""
+        blocks = model.get_submodule(self.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def block_path(self, index: int) -> str:
+        """The module path of block `index` in the model."""
+        return f"{self.blocks}.{index}"
+
+    def is_linear(self, path: str) -> bool:
+        """Whether the module at `path` in a block is one of the linears to quantize (else a norm)."""
+        return path in self.linears
+
+    def sites_for(self, config: Any) -> tuple[Site, ...]:
+        """The sites that hold for this configuration."""
+        return tuple(site for site in self.sites if site.when(config))

@@ -1,0 +1,107 @@
+"""Opening Hugging Face checkpoints: safetensors only, never remote code, every failure explained."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from quept.architectures import architecture_of
+from quept.errors import CalibrationFailed, InvalidInput
+
+
+def read_config(source: str | Path) -> Any:
+    """The configuration of a local or Hub model; `InvalidInput` if there is none or its architecture is unknown."""
+    where = Path(source)
+    if where.exists() and not where.is_dir():
+        raise InvalidInput(f"The model {source} is a file; give the directory of a Hugging Face model, or a Hub name.")
+    if not where.exists() and (where.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
+        raise InvalidInput(f"There is no model directory {source}; check the path, or give a Hub name like org/model.")
+    try:
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=where.is_dir())
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
+                           f"transformers understands nor a reachable Hub model ({_first_line(error)}).") from None
+    architecture_of(config.model_type)
+    return config
+
+
+def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """A causal language model in evaluation mode, in its checkpoint's dtype unless another is given.
+
+    Weights come from safetensors alone; a checkpoint that lacks any is refused rather than filled with noise.
+    """
+    read_config(source)
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(source),
+                dtype=dtype or "auto",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=Path(source).is_dir(),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InvalidInput(f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
+                           f"unaltered ({_first_line(error)}).") from None
+    if missing := sorted(report["missing_keys"]):
+        raise InvalidInput(f"The checkpoint {str(source)!r} lacks {len(missing)} weights of its architecture, among them "
+                           f"{missing[0]}; download it again.")
+    return model.eval()
+
+
+def open_tokenizer(source: str | Path) -> Any:
+    """The model's tokenizer; `InvalidInput` if there is none."""
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                str(source), trust_remote_code=False, local_files_only=Path(source).is_dir()
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"The model {str(source)!r} has no tokenizer that transformers can load "
+                           f"({_first_line(error)}).") from None
+
+
+def check_and_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all weights; `CalibrationFailed` names a non-finite one."""
+    total = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CalibrationFailed(f"The weight {name} holds NaN or infinite values, so the model cannot be calibrated; "
+                                    "get an intact checkpoint.")
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+class quiet:  # noqa: N801 - used like a function
+    """Silence transformers' progress bars and warnings for the enclosed code; quept reports for itself."""
+
+    def __enter__(self) -> None:
+        logging = transformers.utils.logging
+        self._verbosity = logging.get_verbosity()
+        self._bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *exception: object) -> None:
+        logging = transformers.utils.logging
+        logging.set_verbosity(self._verbosity)
+        if self._bars:
+            logging.enable_progress_bar()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().contiguous().cpu().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text[:300] + " ...") if len(text) > 300 else text or os.strerror(getattr(error, "errno", 0) or 0)

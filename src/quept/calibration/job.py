@@ -1,0 +1,164 @@
+"""A calibration's inputs, opened and checked before any work is done."""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quept import __version__
+from quept.architectures import Architecture, architecture_of
+from quept.architectures.checkpoint import check_and_digest, open_model, open_tokenizer
+from quept.data import digest, token_windows
+from quept.errors import InvalidInput
+from quept.nn.elastic import check_rank, weight_of
+from quept.recipes import load_recipe
+from quept.spec import Recipe
+from quept.storage.artifact import DTYPES
+from quept.storage.manifest import Provenance
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that determines the result of a calibration, and nothing else."""
+
+    model: Any
+    tokenizer: Any
+    architecture: Architecture
+    recipe: Recipe
+    windows: Tensor
+    device: torch.device
+    compute_dtype: torch.dtype
+    stored_dtype: str
+    seed: int
+    provenance: Provenance
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree for a run to be resumed."""
+        return {"recipe": self.recipe.model_dump(mode="json"), **self.provenance.model_dump(mode="json")}
+
+    def generator(self, block: int, purpose: str) -> torch.Generator:
+        """A random generator that depends on the seed, the block and the purpose alone, so that work can resume."""
+        name = f"{self.seed}/{block}/{purpose}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "big"))
+
+
+def prepare(
+    model: Any,
+    tokenizer: Any,
+    data: str | Path | Tensor,
+    recipe: str | Path | Recipe,
+    samples: int | None,
+    sequence_length: int | None,
+    seed: int,
+    device: str,
+    note: Callable[[str], None],
+) -> Job:
+    """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments."""
+    where = _device(device)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    source = str(model) if isinstance(model, str | Path) else type(model).__name__
+    if isinstance(model, str | Path):
+        tokenizer = tokenizer or open_tokenizer(model)
+        model = open_model(model)
+    architecture = architecture_of(model.config.model_type)
+    recipe = _fit_data(recipe, model.config, samples, sequence_length, note)
+    _check_ranks(model, architecture, recipe)
+    windows = _windows(data, tokenizer, model.config.vocab_size, recipe, seed)
+    recipe = recipe.updated(data=recipe.data.updated(samples=windows.shape[0], sequence_length=windows.shape[1]))
+    stored_dtype = _stored_dtype(model)
+    compute_dtype = _compute_dtype(DTYPES[stored_dtype], where)
+    provenance = Provenance(
+        source=source,
+        model_sha256=check_and_digest(model),
+        data=str(data) if isinstance(data, str | Path) else "token windows",
+        data_sha256=digest(windows),
+        seed=seed,
+        device=where.type,
+        compute_dtype=str(compute_dtype).removeprefix("torch."),
+        versions=_versions(),
+    )
+    return Job(
+        model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, provenance
+    )
+
+
+def _fit_data(
+    recipe: Recipe, config: Any, samples: int | None, sequence_length: int | None, note: Callable[[str], None]
+) -> Recipe:
+    """The recipe with the caller's amount of data; a recipe's length gives way to the model's, a caller's does not."""
+    limit = getattr(config, "max_position_embeddings", None) or recipe.data.sequence_length
+    if sequence_length is not None and sequence_length > limit:
+        raise InvalidInput(f"The sequence length {sequence_length} is above what the model was made for, {limit} "
+                           "(max_position_embeddings); choose that or less.")
+    if sequence_length is None and recipe.data.sequence_length > limit:
+        note(f"Sequences are {limit} tokens long instead of the recipe's {recipe.data.sequence_length}: the model was "
+             "made for no more.")
+    length = sequence_length if sequence_length is not None else min(recipe.data.sequence_length, limit)
+    changes = {"samples": samples if samples is not None else recipe.data.samples, "sequence_length": length}
+    return recipe.updated(data=recipe.data.updated(**changes))
+
+
+def _check_ranks(model: Any, architecture: Architecture, recipe: Recipe) -> None:
+    for index, block in enumerate(architecture.block_list(model)):
+        for name in architecture.linears:
+            path = f"{architecture.block_path(index)}.{name}"
+            check_rank(weight_of(block.get_submodule(name)), recipe.weight_spec, path)
+
+
+def _windows(data: str | Path | Tensor, tokenizer: Any, vocabulary: int, recipe: Recipe, seed: int) -> Tensor:
+    """Token windows `(samples, tokens)`, checked against the vocabulary."""
+    if isinstance(data, Tensor):
+        windows = data
+        if windows.dim() != 2 or windows.is_floating_point() or not windows.numel():
+            raise InvalidInput(f"data is a tensor of shape {tuple(data.shape)} and dtype {data.dtype}; token windows are "
+                               "integers of shape (samples, tokens).")
+        windows = windows.to("cpu", torch.int64)
+    elif tokenizer is None:
+        raise InvalidInput("Text cannot be read without a tokenizer; pass tokenizer=, or token windows as data.")
+    else:
+        windows = token_windows(
+            data, tokenizer, samples=recipe.data.samples, sequence_length=recipe.data.sequence_length, seed=seed
+        )
+    if int(windows.max()) >= vocabulary or int(windows.min()) < 0:
+        raise InvalidInput(f"The token ids go from {int(windows.min())} to {int(windows.max())}, but the model's vocabulary "
+                           f"has {vocabulary}; use the model's own tokenizer.")
+    return windows
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidInput(f"The device {name!r} is not known; choose auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("The device is cuda, but torch sees no CUDA device; choose auto or cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _stored_dtype(model: Any) -> str:
+    name = str(model.dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InvalidInput(f"The model's weights are {name}; quept takes {', '.join(DTYPES)}.")
+    return name
+
+
+def _compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """bfloat16 models compute as they are where that is fast; all others in float32, which holds their weights."""
+    return torch.bfloat16 if stored == torch.bfloat16 and device.type == "cuda" else torch.float32
+
+
+def _versions() -> dict[str, str]:
+    import safetensors
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "quept": __version__,
+        "safetensors": safetensors.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

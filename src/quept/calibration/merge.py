@@ -1,0 +1,65 @@
+"""Building the quantized stream for the next block (method, MB-ToMe)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quept.calibration.block import CalibrationBlock
+from quept.calibration.reconstruct import draw
+from quept.calibration.stream import Stream
+from quept.numerics import merging
+from quept.spec import BitGroups, Merging
+
+
+def advance(
+    block: CalibrationBlock,
+    streams: Sequence[Stream],
+    groups: BitGroups,
+    settings: Merging,
+    generator: torch.Generator,
+    chunk: int,
+) -> None:
+    """Replace each stream, in place, by its block outputs as the merging strategy says.
+
+    `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that
+    all entries are the same object. Every sample draws its own width from each group.
+    """
+    samples = streams[0].samples
+    drawn = [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
+    with block.derived_once():
+        for rows in streams[0].chunks(chunk):
+            widths = [group[rows] for group in drawn]
+            match settings.strategy:
+                case "per-group":
+                    for stream, bits in zip(streams, widths, strict=True):
+                        stream.write(rows, _run_each(block, stream.read(rows), bits))
+                case "single-width":
+                    assert settings.single_width is not None
+                    streams[0].write(rows, block.run(streams[0].read(rows), settings.single_width))
+                case _:
+                    hidden = streams[0].read(rows)
+                    outputs = torch.stack([_run_each(block, hidden, bits) for bits in widths])
+                    streams[0].write(rows, merge(outputs, settings, generator))
+
+
+def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Tensor:
+    """`(groups, batch, tokens, hidden)`, high to low, to one `(batch, tokens, hidden)`."""
+    groups = outputs.shape[0]
+    match settings.strategy:
+        case "selective":
+            return merging.selective(outputs, settings.kept, settings.weights_for(groups))
+        case "uniform":
+            return merging.mixture(outputs, (1 / groups,) * groups)
+        case "random":
+            return merging.random_choice(outputs, generator)
+    raise AssertionError(f"{settings.strategy} does not merge outputs")
+
+
+def _run_each(block: CalibrationBlock, hidden: Tensor, widths: Sequence[int]) -> Tensor:
+    """Run each sample at its own width: one run per width that occurs."""
+    output = torch.empty_like(hidden)
+    for bits in sorted(set(widths)):
+        rows = [row for row, width in enumerate(widths) if width == bits]
+        output[rows] = block.run(hidden[rows], bits)
+    return output

@@ -1,0 +1,232 @@
+"""The method, top to bottom.
+
+`calibrate` opens the model, captures what flows into its first block, and takes the blocks in order: advance the
+full-precision stream, smooth, make the linears elastic, reconstruct, advance the quantized streams, write the block
+to disk. One block is on the compute device at a time. A block that is already on disk is not trained again: it is
+read back and the streams pass through it, which is what lets an interrupted run go on bit for bit.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quept.calibration.block import CalibrationBlock
+from quept.calibration.capture import Entrance
+from quept.calibration.clock import Clock
+from quept.calibration.job import Job, prepare
+from quept.calibration.merge import advance
+from quept.calibration.progress import Progress, Report, Silent
+from quept.calibration.reconstruct import LOSSES, count_steps, reconstruct
+from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.workspace import Workspace
+from quept.spec import Recipe
+from quept.storage.artifact import shard_stem, stored_tensors
+from quept.storage.manifest import BlockError, Manifest, record_files
+from quept.transforms import fit
+
+TOKENS_PER_PASS = 4096  # tokens in one forward pass that needs no gradients
+MEASURED_SAMPLES = 8  # samples on which a block's errors are reported
+DEFAULT_STREAM_MEMORY = 8 * 2**30
+
+
+def calibrate(
+    model: Any,
+    output: str | Path,
+    *,
+    data: str | Path | Tensor,
+    recipe: str | Path | Recipe = "paper",
+    tokenizer: Any = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    stream_memory: int = DEFAULT_STREAM_MEMORY,
+    progress: Progress | None = None,
+) -> Report:
+    """Calibrate a causal language model once for every width of the recipe, and write the artifact.
+
+    Args:
+        model: a Hugging Face model directory or Hub name, or a transformers model (then give its tokenizer too).
+        output: directory of the artifact; must not exist, or be empty. While the run lasts, its work is in
+            `<output>.partial`.
+        data: a text file or data set name (see `quept.data`), or token windows `(samples, tokens)`.
+        recipe: a shipped recipe's name, a TOML file, or a `Recipe`.
+        tokenizer: the tokenizer, where `model` is not a path.
+        samples, sequence_length: how much data, instead of the recipe's; `sequence_length` in tokens.
+        seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
+        device: `auto`, `cpu` or `cuda`.
+        resume: go on with an interrupted run of the same settings.
+        stream_memory: bytes of hidden states held in memory; beyond it they live in memory-mapped files.
+        progress: told what happens.
+
+    Raises `InvalidInput` for wrong settings or too little data, `CalibrationFailed` for non-finite weights or
+    losses, `QueptError` when the disk refuses; none leaves a half-written output.
+    """
+    clock, progress = Clock(), progress or Silent()
+    workspace = Workspace(output)
+    workspace.check_free(resume=resume)
+    with clock("opening"):
+        job = prepare(
+            model, tokenizer, data, recipe, samples, sequence_length, seed, device, progress.note
+        )
+    if manifest := workspace.finished(job.fingerprint):
+        progress.note(f"{output} is already complete.")
+        return Report(Path(output), manifest)
+    workspace.open(job.fingerprint)
+    try:
+        run = _Run(job, workspace, StreamStore(stream_memory, workspace.folder, job.device), clock, progress)
+        block_errors = run.calibrate_blocks()
+        with clock("writing"):
+            manifest = run.publish(block_errors)
+    except BaseException:
+        workspace.abandon_if_empty()
+        raise
+    return Report(
+        Path(output), manifest, clock.seconds, clock.total, run.trained_tokens, run.store.in_memory + run.store.in_files
+    )
+
+
+class _Run:
+    """One pass over the blocks."""
+
+    def __init__(
+        self, job: Job, workspace: Workspace, store: StreamStore, clock: Clock, progress: Progress
+    ) -> None:
+        self.job, self.workspace, self.store, self.clock, self.progress = job, workspace, store, clock, progress
+        self.recipe = job.recipe
+        self.chunk = max(1, TOKENS_PER_PASS // job.windows.shape[1])
+        self.trained_tokens = 0
+
+    def calibrate_blocks(self) -> list[BlockError]:
+        """Take all blocks in order; the errors of each at each width."""
+        job = self.job
+        blocks = job.architecture.block_list(job.model)
+        with self.clock("capture"):
+            entrance = Entrance(job.model, job.architecture, job.compute_dtype)
+            calls = entrance.calls(job.windows)
+            full_precision = self._enter(entrance)
+            quantized = self._quantized_streams(full_precision)
+            del entrance
+        self.progress.start(len(blocks), count_steps(full_precision.samples, self.recipe.reconstruction))
+        errors: list[BlockError] = []
+        for index, call in enumerate(calls):
+            path = job.architecture.block_path(index)
+            block = CalibrationBlock(blocks[index], path, job.architecture, call, job.device, job.compute_dtype)
+            errors += self._calibrate_block(index, block, full_precision, quantized)
+            if index + 1 < len(blocks):
+                with self.clock("quantized stream"):
+                    advance(
+                        block, quantized, self.recipe.groups, self.recipe.merging, job.generator(index, "merging"),
+                        self.chunk,
+                    )
+        return errors
+
+    def _calibrate_block(
+        self, index: int, block: CalibrationBlock, full_precision: Stream, quantized: list[Stream]
+    ) -> list[BlockError]:
+        """Train one block, or read it back; afterwards `full_precision` holds its outputs, which are the targets."""
+        stem = shard_stem(index + 1, len(self.job.architecture.block_list(self.job.model)))
+        steps = count_steps(full_precision.samples, self.recipe.reconstruction)
+        if self.workspace.has(stem):
+            self._advance_full_precision(block, full_precision)
+            block.make_elastic(self.recipe.weight_spec, {})
+            block.load_tensors(self.workspace.read(stem))
+            self.progress.step(index, steps, float("nan"))
+            return [BlockError(**note) for note in self.workspace.read_notes(stem)]
+        self._prepare(block, full_precision)
+        generator = self.job.generator(index, "reconstruction")
+        for linear in block.linears.values():
+            linear.reset_adapter(generator)
+        reconstruct(
+            block, quantized, full_precision, self.recipe.groups, self.recipe.reconstruction, generator, self.clock,
+            lambda step, _, loss: self.progress.step(index, step, loss),
+        )
+        self.trained_tokens += (
+            self.recipe.reconstruction.epochs * self.job.windows.numel() * len(self.recipe.groups)
+        )
+        with self.clock("measuring"):
+            errors = self._measure(block, full_precision, quantized)
+        with self.clock("writing"):
+            self.workspace.write_notes(stem, [error.model_dump() for error in errors])
+            self.workspace.write(stem, block.tensors())
+        return errors
+
+    def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
+        """Advance the full-precision stream, smooth the block, and make its linears elastic."""
+        recipe, job = self.recipe, self.job
+        sites = job.architecture.sites_for(job.model.config) if recipe.smoothing.enabled else ()
+        passes = -(-full_precision.samples // self.chunk)
+        with block.observed({site.consumers[0] for site in sites}, max(1, recipe.smoothing.tokens // passes)) as inputs:
+            self._advance_full_precision(block, full_precision)
+        columns = {}
+        if sites:
+            with self.clock("smoothing"):
+                scales = fit(
+                    block.module, job.architecture, job.model.config, inputs, recipe.smoothing, recipe.granularity,
+                    recipe.bits,
+                )
+                scales.fold(block.module, job.architecture)
+                columns = dict(scales.columns)
+        block.round_to_stored()
+        block.make_elastic(recipe.weight_spec, columns)
+
+    @torch.no_grad()
+    def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
+        with self.clock("full-precision stream"):
+            for rows in stream.chunks(self.chunk):
+                stream.write(rows, block.run(stream.read(rows)))
+
+    def _measure(self, block: CalibrationBlock, targets: Stream, quantized: list[Stream]) -> list[BlockError]:
+        """The block's errors on the first samples, rounded to nearest and calibrated."""
+        rows = slice(0, min(MEASURED_SAMPLES, self.chunk * 2, targets.samples))
+        target, loss = targets.read(rows), LOSSES[self.recipe.reconstruction.loss]
+        errors = []
+        with torch.no_grad():
+            for bits in self.recipe.bits:
+                hidden = quantized[self.recipe.groups.index(bits)].read(rows)
+                calibrated = loss(block.run(hidden, bits), target).item()
+                with block.rounded_to_nearest(bits):
+                    rounding = loss(block.run(hidden, bits), target).item()
+                errors.append(BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated))
+        return errors
+
+    def _enter(self, entrance: Entrance) -> Stream:
+        """The stream of the first block's inputs."""
+        windows = self.job.windows
+        hidden = entrance.hidden_states(windows[:1])
+        stream = self.store.empty(windows.shape[0], windows.shape[1], hidden.shape[-1], self.job.compute_dtype)
+        for rows in stream.chunks(self.chunk):
+            stream.write(rows, entrance.hidden_states(windows[rows]))
+        return stream
+
+    def _quantized_streams(self, start: Stream) -> list[Stream]:
+        """One stream per bit group, high to low: a stream each where nothing is merged, else one for all."""
+        if self.recipe.merging.strategy == "per-group":
+            return [self.store.copy(start, self.chunk) for _ in self.recipe.groups.groups]
+        return [self.store.copy(start, self.chunk)] * len(self.recipe.groups)
+
+    def publish(self, block_errors: list[BlockError]) -> Manifest:
+        """Write all that is not a block, then the manifest, and give the artifact its name."""
+        job, folder = self.job, self.workspace.folder
+        inside = f"{job.architecture.blocks}."
+        rest = {name: tensor for name, tensor in stored_tensors(job.model).items() if not name.startswith(inside)}
+        self.workspace.write(shard_stem(0, len(job.architecture.block_list(job.model))), rest)
+        job.model.config.save_pretrained(folder)
+        if getattr(job.model, "generation_config", None) is not None:
+            job.model.generation_config.save_pretrained(folder)
+        if job.tokenizer is not None:
+            job.tokenizer.save_pretrained(folder)
+        self.workspace.drop_scaffolding()
+        manifest = Manifest(
+            architecture=job.architecture.model_type,
+            dtype=job.stored_dtype,
+            recipe=self.recipe,
+            provenance=job.provenance,
+            block_errors=tuple(block_errors),
+            files=record_files(folder),
+        )
+        self.workspace.publish(manifest)
+        return manifest

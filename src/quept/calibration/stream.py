@@ -1,0 +1,70 @@
+"""Hidden states on their way through the blocks.
+
+A stream holds one hidden state per sample and token. Small streams live in memory; above the caller's budget they
+live in files that are mapped into memory, so that the operating system, not the process, decides what stays.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Stream:
+    """`(samples, tokens, hidden)` hidden states of one dtype; rows are read to a device and written back."""
+
+    def __init__(self, states: Tensor, device: torch.device) -> None:
+        self._states, self.device = states, device
+
+    @property
+    def samples(self) -> int:
+        """How many samples the stream holds."""
+        return self._states.shape[0]
+
+    def read(self, rows: Sequence[int] | slice) -> Tensor:
+        """A copy of the given samples on the compute device, `(rows, tokens, hidden)`."""
+        return self._states[rows if isinstance(rows, slice) else list(rows)].to(self.device, copy=True)
+
+    def write(self, rows: slice, states: Tensor) -> None:
+        """Replace the given samples."""
+        self._states[rows] = states.to(self._states.device)
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Consecutive slices of at most `size` samples that cover the stream."""
+        for start in range(0, self.samples, size):
+            yield slice(start, min(start + size, self.samples))
+
+
+class StreamStore:
+    """Makes streams, in memory while they fit `budget` bytes together, in mapped files in `folder` beyond it.
+
+    The files vanish with the store, and with the process however it ends: they are unlinked as soon as mapped.
+    """
+
+    def __init__(self, budget: int, folder: Path, device: torch.device) -> None:
+        self.budget, self.folder, self.device = budget, folder, device
+        self.in_memory = 0
+        self.in_files = 0
+
+    def empty(self, samples: int, tokens: int, hidden: int, dtype: torch.dtype) -> Stream:
+        """A stream of undefined content."""
+        count = samples * tokens * hidden
+        size = count * dtype.itemsize
+        if self.in_memory + size <= self.budget:
+            self.in_memory += size
+            return Stream(torch.empty(samples, tokens, hidden, dtype=dtype), self.device)
+        self.in_files += size
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="stream-") as file:
+            file.truncate(size)
+            mapped = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
+        return Stream(mapped.view(samples, tokens, hidden), self.device)
+
+    def copy(self, stream: Stream, chunk: int) -> Stream:
+        """A stream of its own with the same content."""
+        samples, tokens, hidden = stream._states.shape
+        fresh = self.empty(samples, tokens, hidden, stream._states.dtype)
+        for rows in stream.chunks(chunk):
+            fresh.write(rows, stream.read(rows))
+        return fresh

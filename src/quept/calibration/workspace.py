@@ -1,0 +1,127 @@
+"""The directory in which an artifact grows, block by block, until it is whole.
+
+Everything is written to `<output>.partial`, each file under a temporary name first; when the last one stands, the
+directory is renamed to `<output>`. So the output is there whole or not at all, and what a killed run leaves behind
+is exactly the finished blocks, from which `--resume` goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from quept.errors import CorruptArtifact, InvalidInput, QueptError
+from quept.files import TEMPORARY, refusal, replacing
+from quept.storage.manifest import MANIFEST, Manifest, is_artifact, read_manifest
+from quept.storage.tensors import read_shards, shards_of, write_shards
+
+FINGERPRINT = "calibration.json"
+
+
+class Workspace:
+    """An artifact in the making.
+
+    `fingerprint` is everything that determines the result; a run resumes only work of the same fingerprint.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self.output = Path(output)
+        self.folder = self.output.with_name(self.output.name + ".partial")
+
+    def check_free(self, *, resume: bool) -> None:
+        """Raise `InvalidInput` if the output is taken, or unfinished work stands in the way of a fresh start."""
+        taken = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
+        if taken and not (resume and is_artifact(self.output)):
+            raise InvalidInput(f"The output {self.output} exists and is not an empty directory; choose another, or remove "
+                               "it.")
+        if self.folder.exists() and not resume:
+            raise InvalidInput(f"An unfinished calibration is in {self.folder}; go on with --resume, or remove it.")
+
+    def finished(self, fingerprint: Mapping[str, Any]) -> Manifest | None:
+        """The manifest of the finished output, if there is one; `InvalidInput` if it is of another run."""
+        if not is_artifact(self.output):
+            return None
+        manifest = read_manifest(self.output, verify=False)
+        _compare(manifest_fingerprint(manifest), fingerprint, self.output)
+        return manifest
+
+    def open(self, fingerprint: Mapping[str, Any]) -> None:
+        """Start, or go on with unfinished work of the same fingerprint."""
+        path = self.folder / FINGERPRINT
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(refusal(self.folder, error)) from None
+        for leftover in self.folder.rglob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        if path.is_file():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                assert isinstance(before, dict)
+            except (ValueError, AssertionError):
+                raise CorruptArtifact(f"{path} cannot be read; remove {self.folder} and start again.") from None
+            _compare(before, fingerprint, self.folder)
+        elif not (self.folder / MANIFEST).is_file():
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(fingerprint, sort_keys=True), encoding="utf-8")
+
+    def has(self, stem: str) -> bool:
+        """Whether this part is finished."""
+        return bool(shards_of(self.folder, stem))
+
+    def read(self, stem: str) -> dict[str, Tensor]:
+        """The tensors of a finished part."""
+        try:
+            return read_shards(shards_of(self.folder, stem))
+        except CorruptArtifact as error:
+            raise CorruptArtifact(f"{error} Remove {self.folder} and start again.") from None
+
+    def write(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
+        """Finish a part."""
+        write_shards(self.folder, stem, tensors)
+
+    def read_notes(self, stem: str) -> Any:
+        """The JSON written beside a finished part."""
+        return json.loads((self.folder / f"{stem}.notes").read_text(encoding="utf-8"))
+
+    def write_notes(self, stem: str, notes: Any) -> None:
+        """Write JSON beside a part; done before the part itself, so that a finished part has its notes."""
+        with replacing(self.folder / f"{stem}.notes") as temporary:
+            temporary.write_text(json.dumps(notes), encoding="utf-8")
+
+    def publish(self, manifest: Manifest) -> None:
+        """Write the manifest, drop what only the run needed, and give the directory its name."""
+        self.drop_scaffolding()
+        manifest.write(self.folder)
+        try:
+            if self.output.exists():
+                self.output.rmdir()
+            self.folder.rename(self.output)
+        except OSError as error:
+            raise QueptError(refusal(self.output, error)) from None
+
+    def drop_scaffolding(self) -> None:
+        """Remove the fingerprint and the notes."""
+        for path in [*self.folder.glob("*.notes"), self.folder / FINGERPRINT]:
+            path.unlink(missing_ok=True)
+
+    def abandon_if_empty(self) -> None:
+        """After a failure: remove the folder unless it holds a finished block."""
+        if self.folder.is_dir() and not any(self.folder.glob("elastic-*.safetensors")):
+            shutil.rmtree(self.folder)
+
+
+def manifest_fingerprint(manifest: Manifest) -> dict[str, Any]:
+    """What determined a finished artifact."""
+    return {"recipe": manifest.recipe.model_dump(mode="json"), **manifest.provenance.model_dump(mode="json")}
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    if differing := sorted(key for key in now if before.get(key) != now[key]):
+        raise InvalidInput(
+            f"{where} belongs to another calibration: {', '.join(differing)} differ from this command's. Repeat the "
+            "command that started it, or choose another output."
+        )

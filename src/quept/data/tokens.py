@@ -1,0 +1,146 @@
+"""Token ids of a text source: windows for calibration, a stream for evaluation."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from quept.data.hub import Split
+from quept.data.text import load_text, separator
+from quept.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Characters tokenised at a time. A cut can change the tokens beside it, so this is more than the usual test
+# sets hold, which then give the very tokens of published results.
+_PIECE = 1 << 21
+
+# Calibration reads this many times the tokens it keeps, so that its windows are a sample of more text.
+_OVERSAMPLING = 4
+
+
+def token_windows(
+    source: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    split: Split = "train",
+) -> torch.Tensor:
+    """Draw calibration windows from a text source.
+
+    The first `4 * samples * sequence_length` tokens of the source, or all if it has fewer, are cut into
+    contiguous windows that do not overlap; a random subset of these is returned, in random order.
+
+    Args:
+        source: What `load_text` takes.
+        tokenizer: A Transformers tokenizer; no special tokens are added.
+        samples: Number of windows, at least 1.
+        sequence_length: Tokens per window, at least 1.
+        seed: Decides which windows are drawn and their order; 0 to 2**63 - 1.
+        split: Which part of a named data set.
+
+    Returns:
+        Token ids, int64 of shape (samples, sequence_length); the same for the same arguments.
+
+    Raises:
+        InvalidInput: Too little text, a number out of range, or a source that `load_text` refuses.
+    """
+    _check_at_least_one(samples=samples, sequence_length=sequence_length)
+    if not 0 <= seed < 2**63:
+        raise InvalidInput(f"The seed is {seed}, but must be in 0 to 2**63 - 1: choose another with --seed.")
+    needed = samples * sequence_length
+    tokens = _tokenize(source, tokenizer, split, _OVERSAMPLING * needed)
+    if len(tokens) < needed:
+        raise InvalidInput(
+            f"'{source}' holds {len(tokens)} tokens, but {samples} windows of {sequence_length} tokens need "
+            f"{needed}: give more text, or lower --samples or --sequence-length."
+        )
+    count = len(tokens) // sequence_length
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
+    return tokens[: count * sequence_length].view(count, sequence_length)[chosen]
+
+
+def token_stream(
+    source: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_tokens: int | None,
+    split: Split = "test",
+) -> torch.Tensor:
+    """Tokenise all the text of a source in order, for evaluation.
+
+    Args:
+        source: What `load_text` takes.
+        tokenizer: A Transformers tokenizer; no special tokens are added.
+        max_tokens: Keep only that many tokens from the start, at least 1; None keeps all.
+        split: Which part of a named data set.
+
+    Returns:
+        Token ids, int64 of shape (tokens,), at least one.
+
+    Raises:
+        InvalidInput: No text, a number out of range, or a source that `load_text` refuses.
+    """
+    if max_tokens is not None:
+        _check_at_least_one(max_tokens=max_tokens)
+    tokens = _tokenize(source, tokenizer, split, max_tokens)
+    if len(tokens) == 0:
+        raise InvalidInput(f"'{source}' holds no text, so there is nothing to evaluate: give more text.")
+    return tokens
+
+
+def digest(tokens: torch.Tensor) -> str:
+    """Return the SHA-256, in hex, of token ids as little-endian int64 bytes; the shape does not count."""
+    data = tokens.to("cpu", torch.int64).contiguous().numpy().astype("<i8", copy=False)
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            flag = "--" + name.replace("_", "-")
+            raise InvalidInput(f"{name} is {number}, but must be 1 or more: raise {flag}.")
+
+
+def _tokenize(
+    source: str | Path, tokenizer: "PreTrainedTokenizerBase", split: Split, limit: int | None
+) -> torch.Tensor:
+    parts: list[torch.Tensor] = []
+    total = 0
+    for piece in _pieces(_joined(load_text(source, split=split), separator(source))):
+        # Not verbose: the tokenizer would warn that a piece is longer than the model's context.
+        ids = tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
+        parts.append(torch.tensor(ids, dtype=torch.int64))
+        total += len(ids)
+        if limit is not None and total >= limit:
+            break
+    return torch.cat(parts)[:limit] if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _joined(documents: Iterator[str], between: str) -> Iterator[str]:
+    for index, document in enumerate(documents):
+        yield between + document if index else document
+
+
+def _pieces(texts: Iterator[str]) -> Iterator[str]:
+    """Cut a text, which comes in parts, after the first line end from `_PIECE` characters on.
+
+    Where the cuts fall depends on the whole text alone, not on the parts it comes in.
+    """
+    rest = ""
+    for text in texts:
+        rest += text
+        start = 0
+        while end := rest.find("\n", start + _PIECE - 1) + 1:
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest

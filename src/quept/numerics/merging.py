@@ -1,0 +1,34 @@
+"""Multi-bit token merging (MB-ToMe): one stream of hidden states out of one output per bit group."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def selective(outputs: Tensor, kept: float, weights: Sequence[float]) -> Tensor:
+    """The tokens least disturbed by quantization keep the highest group's output; the others mix all groups.
+
+    `outputs`: `(groups, batch, tokens, hidden)`, high to low. Per sample, the `kept` share of tokens with the
+    highest cosine similarity between the highest and the lowest group takes the former as it is; ties go to the
+    earlier token. `weights`, one per group, mix the rest. Returns `(batch, tokens, hidden)`.
+    """
+    highest, lowest = outputs[0], outputs[-1]
+    similarity = F.cosine_similarity(highest.float(), lowest.float(), dim=-1)
+    count = round(kept * similarity.shape[-1])
+    chosen = similarity.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    keep = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, chosen, True)
+    return torch.where(keep.unsqueeze(-1), highest, mixture(outputs, weights))
+
+
+def mixture(outputs: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted mean over groups; `(groups, batch, tokens, hidden)` to `(batch, tokens, hidden)`."""
+    return torch.einsum("g,gbth->bth", outputs.new_tensor(weights), outputs)
+
+
+def random_choice(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Every token from one group drawn at random; `(groups, batch, tokens, hidden)` to `(batch, tokens, hidden)`."""
+    groups, batch, tokens, hidden = outputs.shape
+    drawn = torch.randint(groups, (1, batch, tokens, 1), generator=generator).to(outputs.device)
+    return outputs.gather(0, drawn.expand(1, batch, tokens, hidden)).squeeze(0)

@@ -1,0 +1,90 @@
+"""Choosing the width a model runs at, while it runs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from quept.errors import InvalidInput
+from quept.nn import DerivedWeights, ElasticLinear
+from quept.plan import PrecisionPlan
+
+Precision = int | PrecisionPlan | Mapping[str, int | None] | None
+
+
+def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
+    """The elastic layers of a model by module path; `InvalidInput` if it has none."""
+    layers = {module.path: module for module in model.modules() if isinstance(module, ElasticLinear)}
+    if not layers:
+        raise InvalidInput(
+            f"This {type(model).__name__} has no elastic layers; load one with quept.load(directory), or make one "
+            "with quept.calibrate(model, ...)."
+        )
+    return layers
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
+
+    Nothing else changes: the key-value cache of a generation in progress stays valid. Raises `InvalidInput`, with
+    the model untouched, for a width that was not calibrated and for a plan that names unknown layers.
+    """
+    layers = elastic_linears(model)
+    plan = _as_plan(precision, layers)
+    if unknown := sorted(set(plan.bits) - set(layers)):
+        raise InvalidInput(f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
+                           f"{sorted(layers)[:3]}.")
+    for path, bits in plan.bits.items():
+        if bits is not None:
+            layers[path].spec.groups.index(bits)
+    for path, bits in plan.bits.items():
+        layers[path].bits = bits
+
+
+def precision_of(model: nn.Module) -> PrecisionPlan:
+    """The plan in force."""
+    return PrecisionPlan({path: layer.bits for path, layer in elastic_linears(model).items()})
+
+
+@contextmanager
+def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Run the enclosed code at `precision`; what was in force before is restored, also after an exception."""
+    before = precision_of(model)
+    set_precision(model, precision)
+    try:
+        yield
+    finally:
+        set_precision(model, before)
+
+
+@contextmanager
+def rounded_to_nearest(model: nn.Module, bits: int) -> Iterator[None]:
+    """Run the enclosed code with plain rounding to nearest at `bits`: the baseline, at the same granularity."""
+    layers = elastic_linears(model).values()
+    for layer in layers:
+        layer.spec.groups.index(bits)
+    try:
+        for layer in layers:
+            layer.override = layer.nearest(bits)
+        yield
+    finally:
+        for layer in layers:
+            layer.override = None
+
+
+def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights:
+    """Keep derived weights between forward passes within `budget` bytes (None: no limit)."""
+    residency = DerivedWeights(budget)
+    for layer in elastic_linears(model).values():
+        layer.residency = residency
+    return residency
+
+
+def _as_plan(precision: Precision, layers: Mapping[str, ElasticLinear]) -> PrecisionPlan:
+    if isinstance(precision, PrecisionPlan):
+        return precision
+    if isinstance(precision, Mapping):
+        return PrecisionPlan(precision)
+    if precision is not None and (isinstance(precision, bool) or not isinstance(precision, int)):
+        raise InvalidInput(f"precision {precision!r} is neither a width, a plan nor None (full precision).")
+    return PrecisionPlan.uniform(layers, precision)

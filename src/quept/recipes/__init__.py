@@ -1,0 +1,43 @@
+"""Recipes shipped with quept, and recipes from files."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+from quept.errors import InvalidInput
+from quept.spec import Recipe
+
+
+def names() -> list[str]:
+    """The recipes shipped with quept."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _folder() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by name, or one from a TOML file; `InvalidInput` says what is wrong with it."""
+    shipped = names()
+    if str(name_or_path) in shipped:
+        text = resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+        return _parse(text, str(name_or_path))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InvalidInput(f"There is no recipe {str(name_or_path)!r}: give one of {', '.join(shipped)}, or the path of "
+                           "a TOML file (start from a copy of a shipped one).")
+    try:
+        return _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise InvalidInput(f"The recipe {path} is not UTF-8 text; give a TOML file.") from None
+
+
+def _parse(text: str, origin: str) -> Recipe:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"The recipe {origin} is not valid TOML: {error}.") from None
+    if not isinstance(data.get("bits"), str):
+        raise InvalidInput(f'The recipe {origin} must name its bit set, for example bits = "2-8".')
+    return Recipe.parse(data, origin=f"The recipe {origin}")
+
+
+def _folder() -> list[resources.abc.Traversable]:
+    return list(resources.files(__name__).iterdir())

@@ -1,0 +1,275 @@
+"""The method's settings as frozen values; every rule about them is checked here and nowhere else.
+
+A value that exists is a value that is allowed: construction raises `InvalidInput` with what was given, what is
+allowed and what to do. Sections, equations and tables cited below are those of the QuEPT paper
+(arXiv 2602.12609, AAAI 2026) and its supplement.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from quept.errors import InvalidInput
+
+MIN_BITS = 2
+MAX_BITS = 8
+
+AdapterKind = Literal["cascade", "shared", "independent", "none"]
+AdapterEntry = Literal["weight", "scale", "rounding"]
+MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
+Loss = Literal["mae", "mse"]
+
+
+class Value(BaseModel):
+    """A frozen, fully validated setting; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, data: Any, *, origin: str) -> Self:
+        """Validate `data` (mappings, lists, numbers) read from `origin`; raise `InvalidInput` in one paragraph."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InvalidInput(f"{origin} is not valid: {describe(error)}") from None
+
+    def updated(self, **changes: Any) -> Self:
+        """A copy with `changes`, validated like a new value."""
+        return type(self).parse({**self.model_dump(), **changes}, origin=type(self).__name__)
+
+
+def describe(error: ValidationError) -> str:
+    """Pydantic's findings as one sentence each: where, what was given, what is wrong."""
+    findings = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        given = f" (given: {item['input']!r})" if item["type"] not in ("value_error", "missing") else ""
+        findings.append(f"{where}: {message}{given}" if where else f"{message}{given}")
+    return "; ".join(findings)
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """Bit-widths written as `4`, `2-8` or `2,4,8` (also mixed), ascending and without repeats.
+
+    Raises `InvalidInput` for anything else and for widths outside 2..8.
+    """
+    widths: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InvalidInput(f"bits {text!r} cannot be read; write a width (4), a range (2-8) or a list (2,4,8).")
+        low, high = int(first), int(last or first)
+        if not MIN_BITS <= low <= high <= MAX_BITS:
+            raise InvalidInput(
+                f"bits {text!r} are not possible: widths go from {MIN_BITS} to {MAX_BITS}, ranges from low to high."
+            )
+        widths.update(range(low, high + 1))
+    return tuple(sorted(widths))
+
+
+class BitGroups(Value):
+    """A partition of the bit set into groups, high to low (method: three-tier sampling; supplement, table 3)."""
+
+    groups: tuple[tuple[int, ...], ...]
+
+    @field_validator("groups")
+    @classmethod
+    def _check(cls, groups: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        widths = [bits for group in groups for bits in group]
+        if not groups or not all(groups):
+            raise ValueError("bit groups must not be empty; write for example [[7, 8], [5, 6], [3, 4], [2]]")
+        if outside := [bits for bits in widths if not MIN_BITS <= bits <= MAX_BITS]:
+            raise ValueError(f"bit groups name widths {outside}; widths go from {MIN_BITS} to {MAX_BITS}")
+        if repeated := sorted({bits for bits in widths if widths.count(bits) > 1}):
+            raise ValueError(f"bit groups overlap: {repeated} stand more than once; each width belongs to one group")
+        ordered = tuple(sorted((tuple(sorted(group)) for group in groups), key=max, reverse=True))
+        if any(max(low) > min(high) for high, low in zip(ordered, ordered[1:], strict=False)):
+            raise ValueError(f"bit groups {groups} interleave; each must hold widths next to one another")
+        return ordered
+
+    @classmethod
+    def partition(cls, bits: Sequence[int]) -> Self:
+        """The paper's partition of any bit set: the lowest width alone, the others in pairs from the top."""
+        ascending = sorted(set(bits))
+        lowest, descending = ascending[:1], ascending[:0:-1]
+        pairs = [tuple(descending[i : i + 2]) for i in range(0, len(descending), 2)]
+        return cls.parse({"groups": [*pairs, tuple(lowest)]}, origin="the bit set")
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """All widths, ascending."""
+        return tuple(sorted(bits for group in self.groups for bits in group))
+
+    def index(self, bits: int) -> int:
+        """The group of a width, 0 being the highest; `InvalidInput` if the width is in none."""
+        for position, group in enumerate(self.groups):
+            if bits in group:
+                return position
+        raise InvalidInput(f"{bits} bits are not in the calibrated set {list(self.bits)}; choose one of these.")
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+class Granularity(Value):
+    """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere."""
+
+    group_size: Annotated[int, Field(ge=1)] = 128
+    grouped_bits: tuple[int, ...] = (2,)
+
+    def inputs_per_scale(self, bits: int, in_features: int) -> int:
+        """Inputs under one scale at this width; never more than the row has."""
+        return min(self.group_size, in_features) if bits in self.grouped_bits else in_features
+
+
+class Adapter(Value):
+    """MB-CLoRA: which low-rank slice each bit group uses, and where it enters (supplement, tables 1 and 4).
+
+    `rank` is the rank that each group adds. All kinds own the same `B: (out, R)` and `A: (R, in)`, with `R` the
+    rank times the number of groups; they differ only in the slice that a group reads.
+    """
+
+    kind: AdapterKind = "cascade"
+    entry: AdapterEntry = "weight"
+    rank: Annotated[int, Field(ge=1)] = 16
+
+    def total_rank(self, groups: int) -> int:
+        """Columns of `B` and rows of `A` for this many groups."""
+        return 0 if self.kind == "none" else self.rank * groups
+
+    def columns(self, group: int, groups: int) -> slice:
+        """The columns of `B` and rows of `A` that group number `group` (0 is the highest) uses."""
+        match self.kind:
+            case "cascade":
+                return slice(0, self.rank * (group + 1))
+            case "independent":
+                return slice(self.rank * group, self.rank * (group + 1))
+            case "shared":
+                return slice(0, self.rank * groups)
+            case "none":
+                return slice(0, 0)
+
+
+class Merging(Value):
+    """MB-ToMe: how the quantized stream for the next block is built from one output per bit group.
+
+    `kept` is the share of tokens that take the highest group's output as it is. `weights`, high to low, mix the
+    others; empty means the paper's: 0.3, 0.3, 0.4 for three groups, equal parts for any other number.
+    `single_width` is read by the strategy of that name alone.
+    """
+
+    strategy: MergingStrategy = "selective"
+    kept: Annotated[float, Field(ge=0, le=1)] = 0.5
+    weights: tuple[float, ...] = ()
+    single_width: int | None = None
+
+    def weights_for(self, groups: int) -> tuple[float, ...]:
+        """One weight per group, high to low, summing to one."""
+        if self.weights:
+            return self.weights
+        return (0.3, 0.3, 0.4) if groups == 3 else (1 / groups,) * groups
+
+
+class Smoothing(Value):
+    """AWQ-style smoothing: a grid of exponents, searched for the least output error at `bits`."""
+
+    enabled: bool = True
+    bits: tuple[int, ...] = (2, 3, 4)
+    grid: Annotated[int, Field(ge=1, le=200)] = 20
+    tokens: Annotated[int, Field(ge=1)] = 512
+
+
+class Reconstruction(Value):
+    """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details)."""
+
+    loss: Loss = "mae"
+    epochs: Annotated[int, Field(ge=1)] = 15
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    adapter_learning_rate: Annotated[float, Field(gt=0)] = 7e-4
+    clipping_learning_rate: Annotated[float, Field(gt=0)] = 2e-2
+    final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+class Data(Value):
+    """How much calibration text: `samples` windows of `sequence_length` tokens."""
+
+    samples: Annotated[int, Field(ge=1)] = 128
+    sequence_length: Annotated[int, Field(ge=2)] = 2048
+
+
+class WeightSpec(Value):
+    """All that one elastic linear layer must know: widths, granularity and adapter."""
+
+    groups: BitGroups
+    granularity: Granularity
+    adapter: Adapter
+
+
+class Recipe(Value):
+    """Everything that a calibration does, as read from a recipe file."""
+
+    name: Annotated[str, Field(min_length=1)]
+    groups: BitGroups
+    granularity: Granularity = Granularity()
+    adapter: Adapter = Adapter()
+    reconstruction: Reconstruction = Reconstruction()
+    merging: Merging = Merging()
+    smoothing: Smoothing = Smoothing()
+    data: Data = Data()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_and_groups(cls, data: Any) -> Any:
+        """Read `bits = "2-8"` and `groups = [[7, 8], ...]` into one partition that covers the bit set."""
+        if not isinstance(data, dict) or not isinstance(data.get("bits"), str):
+            return data
+        data = dict(data)
+        bits = parse_bits(data.pop("bits"))
+        groups = data.get("groups")
+        if groups is None:
+            data["groups"] = BitGroups.partition(bits)
+        elif isinstance(groups, list | tuple):
+            data["groups"] = covering(groups, bits)
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        count = len(self.groups)
+        weights = self.merging.weights
+        if weights and (len(weights) != count or abs(sum(weights) - 1) > 1e-6 or min(weights) < 0):
+            raise ValueError(f"merging.weights {list(weights)} must be {count} non-negative numbers, one per bit "
+                             "group from high to low, that sum to 1")
+        if self.merging.strategy == "single-width" and self.merging.single_width not in self.groups.bits:
+            raise ValueError(f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
+                             f"needs one of the widths {list(self.groups.bits)}")
+        return self
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """All widths, ascending."""
+        return self.groups.bits
+
+    @property
+    def weight_spec(self) -> WeightSpec:
+        """What each linear layer of the model must know."""
+        return WeightSpec(groups=self.groups, granularity=self.granularity, adapter=self.adapter)
+
+    def with_bits(self, bits: Iterable[int]) -> "Recipe":
+        """The same recipe for another bit set, split by the paper's partition unless the set is unchanged."""
+        wanted = tuple(sorted(set(bits)))
+        if wanted == self.bits:
+            return self
+        # Weights are one per group, so they do not survive another partition.
+        return self.updated(groups=BitGroups.partition(wanted), merging=self.merging.updated(weights=()))
+
+
+def covering(groups: Sequence[Any], bits: tuple[int, ...]) -> BitGroups:
+    """`groups` as a partition; `ValueError` unless it covers exactly `bits`."""
+    partition = BitGroups.parse({"groups": groups}, origin="the list of bit groups")
+    if partition.bits != bits:
+        missing, extra = sorted(set(bits) - set(partition.bits)), sorted(set(partition.bits) - set(bits))
+        raise ValueError(f"bit groups {groups} do not cover the bits {list(bits)}: missing {missing}, not asked "
+                         f"for {extra}; give each width exactly one group")
+    return partition

@@ -1,0 +1,143 @@
+"""Loading an artifact as the transformers model it came from, and saving it again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from quept.architectures import architecture_of
+from quept.architectures.checkpoint import quiet
+from quept.errors import CorruptArtifact, InvalidInput
+from quept.nn import replace_linears
+from quept.precision import Precision, elastic_linears, keep_derived_weights, set_precision
+from quept.storage.manifest import Manifest, read_manifest, record_files
+from quept.storage.tensors import read_shards, write_shards
+
+REST = "elastic-{:05d}-of-{:05d}"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def shard_stem(part: int, blocks: int) -> str:
+    """The file stem of part 0 (all outside the blocks) or part `i + 1` (block `i`)."""
+    return REST.format(part, blocks)
+
+
+def load(
+    directory: str | Path,
+    precision: Precision = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    verify: bool = True,
+) -> Any:
+    """The transformers model of an artifact, ready to run at any of its widths.
+
+    Args:
+        directory: what `quept calibrate` wrote. The original model is not needed.
+        precision: the width or plan to start at; None is full precision. See `set_precision`.
+        device: where to put the model.
+        dtype: dtype of the weights; None keeps the checkpoint's.
+        memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
+            leaves room for two uniform widths, so that switching back and forth costs nothing.
+        verify: check the SHA-256 of every file first.
+
+    Raises `InvalidInput` where there is no artifact or the width is not in it, `CorruptArtifact` where the artifact
+    is damaged or of another format version.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory, verify=verify)
+    model = _skeleton(directory, manifest, dtype or DTYPES[manifest.dtype])
+    _fill(model, read_shards(directory / name for name in manifest.shards()), cast=dtype is not None)
+    model.to(device).eval()
+    model.requires_grad_(False)
+    layers = elastic_linears(model).values()
+    one_width = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    keep_derived_weights(model, 2 * one_width if memory_budget is None else memory_budget)
+    model.quept_manifest, model.quept_directory = manifest, directory
+    set_precision(model, precision)
+    return model
+
+
+def save(model: Any, directory: str | Path) -> None:
+    """Write a model that `load` returned as an artifact again; loading that gives the same model.
+
+    Raises `InvalidInput` if the model did not come from `load` or `directory` is not empty.
+    """
+    directory = Path(directory)
+    manifest: Manifest | None = getattr(model, "quept_manifest", None)
+    if manifest is None:
+        raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load, so it cannot be saved.")
+    if directory.exists() and any(directory.iterdir()):
+        raise InvalidInput(f"The output directory {directory} is not empty; choose another.")
+    directory.mkdir(parents=True, exist_ok=True)
+    source: Path = model.quept_directory
+    for name in manifest.files:
+        if not name.endswith(".safetensors"):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, directory / name)
+    architecture = architecture_of(manifest.architecture)
+    tensors = stored_tensors(model)
+    blocks = len(architecture.block_list(model))
+    for part in range(blocks + 1):
+        prefix = f"{architecture.block_path(part - 1)}." if part else None
+        chosen = {
+            name: tensor.contiguous()
+            for name, tensor in tensors.items()
+            if (name.startswith(prefix) if prefix else not name.startswith(f"{architecture.blocks}."))
+        }
+        write_shards(directory, shard_stem(part, blocks), chosen)
+    manifest.updated(files=record_files(directory)).write(directory)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors that an artifact stores, each once, by name; tied weights under their first name."""
+    state = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in state.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor.detach()
+    return unique
+
+
+def _skeleton(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any:
+    """The model with elastic layers, without weights."""
+    architecture = architecture_of(manifest.architecture)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        if config.model_type != manifest.architecture:
+            raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
+        with init_empty_weights(include_buffers=False), quiet():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model.tie_weights()  # ties made inside init_empty_weights are lost
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifact(f"The model described in {directory} cannot be built ({error}).") from None
+    for index, block in enumerate(architecture.block_list(model)):
+        replace_linears(block, architecture.block_path(index), architecture.linears, manifest.recipe.weight_spec)
+    return model
+
+
+def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool) -> None:
+    """Give the skeleton its weights, after checking every name, shape and dtype; `cast` to the skeleton's dtypes."""
+    expected = stored_tensors(model)
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise CorruptArtifact(f"The artifact holds {len(extra)} tensors that its model has no place for, among them "
+                              f"{extra[0]}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+            raise CorruptArtifact(f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place has "
+                                  f"shape {tuple(expected[name].shape)} and a floating-point dtype.")
+        if cast:
+            tensors[name] = tensor.to(expected[name].dtype)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()

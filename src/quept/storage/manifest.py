@@ -1,0 +1,132 @@
+"""`quept.json`: what an artifact is, where it came from, and which files belong to it.
+
+Format version 1. One directory holds this manifest, transformers' configuration and tokenizer files, and
+safetensors shards: the first with everything outside the blocks, then one per block (more where a block exceeds
+5 GB). Every file stands here with its size and SHA-256; nothing else in the directory is read.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from quept.errors import CorruptArtifact, InvalidInput
+from quept.files import replacing, sha256
+from quept.spec import Recipe, Value
+
+MANIFEST = "quept.json"
+FORMAT_VERSION = 1
+
+
+class FileRecord(Value):
+    """A file's size in bytes and its SHA-256."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Provenance(Value):
+    """Where the artifact came from; nothing in it depends on when or where the run took place."""
+
+    source: str
+    model_sha256: str
+    data: str
+    data_sha256: str
+    seed: int
+    device: str
+    compute_dtype: str
+    versions: dict[str, str]
+
+
+class BlockError(Value):
+    """A block's error to full precision at one width, rounded to nearest and calibrated, on the same inputs."""
+
+    block: str
+    bits: int
+    rounding: float
+    calibrated: float
+
+
+class Manifest(Value):
+    """The whole of `quept.json`."""
+
+    format: Literal["quept"] = "quept"
+    version: Literal[1] = FORMAT_VERSION
+    architecture: str
+    dtype: str
+    recipe: Recipe
+    provenance: Provenance
+    block_errors: tuple[BlockError, ...]
+    files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or "\0" in name:
+                raise ValueError(f"the file name {name!r} leaves the directory")
+        return files
+
+    def shards(self) -> list[str]:
+        """The safetensors files, in order."""
+        return sorted(name for name in self.files if name.endswith(".safetensors"))
+
+    def write(self, directory: Path) -> None:
+        """Write `quept.json`."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        with replacing(directory / MANIFEST) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def is_artifact(directory: str | Path) -> bool:
+    """Whether the directory holds an artifact of any version."""
+    return (Path(directory) / MANIFEST).is_file()
+
+
+def record_files(directory: Path) -> dict[str, FileRecord]:
+    """Records of all files below `directory` but the manifest itself, by relative name."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(directory).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
+        for path in paths
+    }
+
+
+def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
+    """Read and check `quept.json`; with `verify`, also the size and SHA-256 of every file it lists.
+
+    Raises `InvalidInput` where there is no artifact, `CorruptArtifact` where it is damaged or of another version.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InvalidInput(f"{directory} is not a quept artifact: it has no {MANIFEST}. Give a directory written by "
+                           "'quept calibrate'.")
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptArtifact(f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again.") from None
+    version = data.get("version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise CorruptArtifact(f"{directory} has format version {version!r}; this quept reads version {FORMAT_VERSION}. "
+                              "Install a quept that matches, or calibrate again.")
+    try:
+        manifest = Manifest.parse(data, origin=str(path))
+    except InvalidInput as error:
+        raise CorruptArtifact(f"{error} Calibrate again or copy the artifact again.") from None
+    if verify:
+        for name, record in manifest.files.items():
+            _verify(directory / name, record)
+    return manifest
+
+
+def _verify(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise CorruptArtifact(f"The artifact's file {path} is missing; copy the artifact again.")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise CorruptArtifact(f"{path} has {size} bytes instead of {record.bytes}; copy the artifact again.")
+    if sha256(path) != record.sha256:
+        raise CorruptArtifact(f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; copy the artifact again.")

@@ -1,0 +1,63 @@
+"""Tensors in safetensors shards."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quept.errors import CorruptArtifact
+from quept.files import replacing
+
+SHARD_LIMIT = 5_000_000_000  # bytes, as on the Hugging Face Hub
+
+
+def write_shards(
+    directory: Path, stem: str, tensors: Mapping[str, Tensor], limit: int = SHARD_LIMIT
+) -> list[Path]:
+    """Write tensors to `<stem>.safetensors`, or to `<stem>-part2`, `-part3`, ... beside it where they exceed `limit` bytes.
+
+    The first shard carries the plain name and is written last: where it stands, the others do too.
+    """
+    parts = list(_split(tensors, limit))
+    names = [stem] + [f"{stem}-part{number}" for number in range(2, len(parts) + 1)]
+    paths = [directory / f"{name}.safetensors" for name in names]
+    for path, part in reversed(list(zip(paths, parts, strict=True))):
+        with replacing(path) as temporary:
+            save_file(part, temporary, metadata={"format": "pt"})
+    return paths
+
+
+def read_shards(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of the shards, mapped into memory rather than read; `CorruptArtifact` names a bad file."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+                if twice := names & tensors.keys():
+                    raise CorruptArtifact(f"{path} holds the tensor {sorted(twice)[0]}, which another shard holds too.")
+                tensors.update({name: file.get_tensor(name) for name in sorted(names)})
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CorruptArtifact(f"{path} is truncated or not a safetensors file ({error}).") from None
+    return tensors
+
+
+def shards_of(directory: Path, stem: str) -> list[Path]:
+    """The shards that `write_shards` wrote under this stem, or none if it has not finished."""
+    first = directory / f"{stem}.safetensors"
+    return [first, *sorted(directory.glob(f"{stem}-part*.safetensors"))] if first.is_file() else []
+
+
+def _split(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        nbytes = tensor.numel() * tensor.element_size()
+        if part and size + nbytes > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += nbytes
+    yield part

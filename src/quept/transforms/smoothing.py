@@ -1,0 +1,143 @@
+"""AWQ-style smoothing: scales move from the weights' producer into the weights, where they lower rounding error.
+
+Channels whose activations are large deserve finer weights. A site multiplies the input columns of its consumers by
+`s` and divides the matching output channels of their producer by it, which leaves the function unchanged; `s` is
+the mean magnitude of the channel's activations to the power that rounds best at the low widths (AWQ, eq. 4 and 5).
+Scales are powers of two: dividing and multiplying by them is exact in every floating-point format, so that the
+folded model's full precision output equals the original's bit for bit (norms that add an offset excepted).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quept.architectures import Architecture, Site
+from quept.nn.elastic import weight_of
+from quept.numerics import affine
+from quept.spec import Granularity, Smoothing
+
+
+@dataclass(frozen=True)
+class ChannelScales:
+    """What smoothing multiplies the input columns of linears and divides the output rows of producers by."""
+
+    columns: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def fold(self, block: nn.Module, architecture: Architecture) -> None:
+        """Move the scales into the block's weights, in place."""
+        for path, scale in self.columns.items():
+            weight = weight_of(block.get_submodule(path))
+            weight.mul_(scale)
+        for path, scale in self.rows.items():
+            producer = block.get_submodule(path)
+            if architecture.is_linear(path):
+                weight_of(producer).div_(scale.unsqueeze(1))
+            else:
+                offset = architecture.norm_offset
+                producer.weight.copy_((producer.weight + offset) / scale - offset)
+            if getattr(producer, "bias", None) is not None:
+                producer.bias.div_(scale)
+
+
+@torch.no_grad()
+def fit(
+    block: nn.Module,
+    architecture: Architecture,
+    config: Any,
+    inputs: Mapping[str, Tensor],
+    settings: Smoothing,
+    granularity: Granularity,
+    bits: Sequence[int],
+) -> ChannelScales:
+    """Search the scales of every site of a block.
+
+    `inputs` holds for each linear, by path in the block, a sample of its input rows, `(tokens, in)`. The search
+    counts the widths of `settings.bits` that are in `bits`, or the lowest of `bits` if there are none.
+    """
+    low_bits = [width for width in settings.bits if width in bits] or [min(bits)]
+    columns: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
+    for site in architecture.sites_for(config):
+        sample = inputs[site.consumers[0]].float()
+        producer_rows = site.channels.rows(config, sample.shape[1]).to(sample.device)
+        weights = [weight_of(block.get_submodule(path)).float() for path in site.consumers]
+        scale = _search(sample, weights, producer_rows, settings.grid, granularity, low_bits)
+        columns.update(dict.fromkeys(site.consumers, scale))
+        rows[site.producer] = _producer_scale(block, site, producer_rows, scale)
+    return ChannelScales(columns, rows)
+
+
+def _search(
+    sample: Tensor,
+    weights: Sequence[Tensor],
+    producer_rows: Tensor,
+    steps: int,
+    granularity: Granularity,
+    bits: Sequence[int],
+) -> Tensor:
+    """The column scale, `(in,)`, with the least summed relative output error; all ones if nothing is better."""
+    magnitude = _mean_over_shared(sample.abs().mean(0), producer_rows)
+    exact = [sample @ weight.T for weight in weights]
+    best, best_error, plain_errors = torch.ones_like(magnitude), float("inf"), None
+    for step in range(steps):
+        scale = _power_of_two(magnitude.clamp_min(1e-8) ** (step / steps))
+        errors = torch.stack([_output_error(sample, weights, exact, scale, granularity, b) for b in bits])
+        # Step 0 is no smoothing: measuring against it lets every width count alike.
+        plain_errors = errors.clamp_min(torch.finfo(errors.dtype).tiny) if plain_errors is None else plain_errors
+        error = float((errors / plain_errors).sum())
+        if error < best_error:
+            best, best_error = scale, error
+    return best
+
+
+def _power_of_two(scale: Tensor) -> Tensor:
+    """The nearest powers of two (in the exponent) of `scale`, centred around one."""
+    exponent = scale.log2()
+    centre = (exponent.max() + exponent.min()) / 2
+    return torch.exp2((exponent - centre).round().clamp(-8, 8))
+
+
+def _output_error(
+    sample: Tensor,
+    weights: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    scale: Tensor,
+    granularity: Granularity,
+    bits: int,
+) -> Tensor:
+    """Squared error of the consumers' outputs when their scaled weights are rounded to nearest."""
+    total = sample.new_zeros(())
+    scaled_sample = sample / scale
+    for weight, output in zip(weights, exact, strict=True):
+        inputs = granularity.inputs_per_scale(bits, weight.shape[1])
+        grouped = affine.split_groups(weight * scale, inputs)
+        rounded = affine.join_groups(affine.fake_quantize(grouped, affine.grid(grouped, bits)), weight.shape[1])
+        total += (scaled_sample @ rounded.T - output).square().mean()
+    return total
+
+
+def _mean_over_shared(magnitude: Tensor, producer_rows: Tensor) -> Tensor:
+    """Channels that share a producer row must share a scale: their mean magnitude, per channel."""
+    size = int(producer_rows.max()) + 1
+    total = magnitude.new_zeros(size).index_add_(0, producer_rows, magnitude)
+    count = magnitude.new_zeros(size).index_add_(0, producer_rows, torch.ones_like(magnitude))
+    return (total / count.clamp_min(1))[producer_rows]
+
+
+def _producer_scale(block: nn.Module, site: Site, producer_rows: Tensor, scale: Tensor) -> Tensor:
+    """The scale for every output channel of the producer; one where no consumer reads it."""
+    channels = _output_channels(block.get_submodule(site.producer))
+    full = scale.new_ones(channels)
+    full[producer_rows] = scale
+    return full
+
+
+def _output_channels(producer: nn.Module) -> int:
+    weight = producer.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0] if weight.dim() == 1 else weight_of(producer).shape[0]
