@@ -108,9 +108,7 @@ def test_shipped_texts_are_what_the_generator_writes(path: Path, split: corpus.S
 
 
 def test_texts_share_no_story():
-    stories = [
-        set(corpus.generate(*s).splitlines()) for s in (corpus.TRAINING, corpus.CALIBRATION, corpus.TEST)
-    ]
+    stories = [set(corpus.generate(*s).splitlines()) for s in (corpus.TRAINING, corpus.CALIBRATION, corpus.TEST)]
     assert sum(map(len, stories)) == len(set.union(*stories))
 
 

@@ -1,14 +1,34 @@
-"""quept: calibrate a Transformer once, run it at every bit-width from 2 to 8."""
+"""quept: calibrate a Transformer once, run it at every bit-width from 2 to 8.
+
+The public names are imported on first use, so that the command line answers `--help` at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from quept.calibration import Progress, Report, calibrate
-from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
-from quept.plan import PrecisionPlan
-from quept.precision import at_precision, precision_of, set_precision
-from quept.recipes import load_recipe
-from quept.spec import Recipe
-from quept.storage import load, save
+if TYPE_CHECKING:
+    from quept.calibration import Progress, Report, calibrate
+    from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
+    from quept.evaluation import evaluate_widths, perplexity
+    from quept.plan import PrecisionPlan
+    from quept.precision import at_precision, precision_of, set_precision
+    from quept.recipes import load_recipe
+    from quept.spec import Recipe
+    from quept.storage import load, save
+
+_HOME = {
+    "calibration": ("Progress", "Report", "calibrate"),
+    "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
+    "evaluation": ("evaluate_widths", "perplexity"),
+    "plan": ("PrecisionPlan",),
+    "precision": ("at_precision", "precision_of", "set_precision"),
+    "recipes": ("load_recipe",),
+    "spec": ("Recipe",),
+    "storage": ("load", "save"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "CalibrationFailed",
@@ -21,9 +41,23 @@ __all__ = [
     "Report",
     "at_precision",
     "calibrate",
+    "evaluate_widths",
     "load",
     "load_recipe",
+    "perplexity",
     "precision_of",
     "save",
     "set_precision",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -23,7 +23,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; some writers make files that only their owner can read
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -36,8 +39,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def refusal(path: Path, error: Exception) -> str:
     """One sentence on why `path` could not be written."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return (f"The disk is full: {path} could not be written and was left out. Free some space, or choose another "
-                "disk for the output.")
+        return (
+            f"The disk is full: {path} could not be written and was left out. Free some space, or choose another "
+            "disk for the output."
+        )
     return f"{path} could not be written ({getattr(error, 'strerror', None) or error})."
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
+from quept.architectures import architecture_of
 from quept.errors import InvalidInput
-from quept.nn import DerivedWeights, ElasticLinear
+from quept.nn import DerivedWeights, ElasticLinear, replace_linears
 from quept.plan import PrecisionPlan
+from quept.spec import WeightSpec
 
 Precision = int | PrecisionPlan | Mapping[str, int | None] | None
 
@@ -32,8 +35,10 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     layers = elastic_linears(model)
     plan = _as_plan(precision, layers)
     if unknown := sorted(set(plan.bits) - set(layers)):
-        raise InvalidInput(f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
-                           f"{sorted(layers)[:3]}.")
+        raise InvalidInput(
+            f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
+            f"{sorted(layers)[:3]}."
+        )
     for path, bits in plan.bits.items():
         if bits is not None:
             layers[path].spec.groups.index(bits)
@@ -70,6 +75,13 @@ def rounded_to_nearest(model: nn.Module, bits: int) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.override = None
+
+
+def make_elastic(model: Any, spec: WeightSpec) -> None:
+    """Replace the linears of a model's blocks by elastic ones, uncalibrated, in place."""
+    architecture = architecture_of(model.config.model_type)
+    for index, block in enumerate(architecture.block_list(model)):
+        replace_linears(block, architecture.block_path(index), architecture.linears, spec)
 
 
 def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights:

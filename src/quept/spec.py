@@ -6,6 +6,7 @@ allowed and what to do. Sections, equations and tables cited below are those of 
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -85,7 +86,7 @@ class BitGroups(Value):
         if repeated := sorted({bits for bits in widths if widths.count(bits) > 1}):
             raise ValueError(f"bit groups overlap: {repeated} stand more than once; each width belongs to one group")
         ordered = tuple(sorted((tuple(sorted(group)) for group in groups), key=max, reverse=True))
-        if any(max(low) > min(high) for high, low in zip(ordered, ordered[1:], strict=False)):
+        if any(max(low) > min(high) for high, low in pairwise(ordered)):
             raise ValueError(f"bit groups {groups} interleave; each must hold widths next to one another")
         return ordered
 
@@ -239,11 +240,15 @@ class Recipe(Value):
         count = len(self.groups)
         weights = self.merging.weights
         if weights and (len(weights) != count or abs(sum(weights) - 1) > 1e-6 or min(weights) < 0):
-            raise ValueError(f"merging.weights {list(weights)} must be {count} non-negative numbers, one per bit "
-                             "group from high to low, that sum to 1")
+            raise ValueError(
+                f"merging.weights {list(weights)} must be {count} non-negative numbers, one per bit "
+                "group from high to low, that sum to 1"
+            )
         if self.merging.strategy == "single-width" and self.merging.single_width not in self.groups.bits:
-            raise ValueError(f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
-                             f"needs one of the widths {list(self.groups.bits)}")
+            raise ValueError(
+                f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
+                f"needs one of the widths {list(self.groups.bits)}"
+            )
         return self
 
     @property
@@ -270,6 +275,8 @@ def covering(groups: Sequence[Any], bits: tuple[int, ...]) -> BitGroups:
     partition = BitGroups.parse({"groups": groups}, origin="the list of bit groups")
     if partition.bits != bits:
         missing, extra = sorted(set(bits) - set(partition.bits)), sorted(set(partition.bits) - set(bits))
-        raise ValueError(f"bit groups {groups} do not cover the bits {list(bits)}: missing {missing}, not asked "
-                         f"for {extra}; give each width exactly one group")
+        raise ValueError(
+            f"bit groups {groups} do not cover the bits {list(bits)}: missing {missing}, not asked "
+            f"for {extra}; give each width exactly one group"
+        )
     return partition

@@ -329,9 +329,7 @@ def test_a_missing_package_names_the_pip_command(tmp_path, monkeypatch, source, 
     if "." in source:
         source = write(tmp_path / source, ["x"])
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        InvalidInput, match=rf"'{module}', which is not installed.*pip install 'quept\[data\]'"
-    ):
+    with pytest.raises(InvalidInput, match=rf"'{module}', which is not installed.*pip install 'quept\[data\]'"):
         list(load_text(source, split="train"))
 
 

@@ -104,9 +104,7 @@ def test_neither_batch_size_nor_chunks_change_it(model, stride, monkeypatch):
 
 def test_token_types_do_not_matter(model):
     tokens = stream(50)
-    assert perplexity(model, tokens.int(), sequence_length=16) == perplexity(
-        model, tokens, sequence_length=16
-    )
+    assert perplexity(model, tokens.int(), sequence_length=16) == perplexity(model, tokens, sequence_length=16)
 
 
 def test_low_precision_logits_are_scored_in_float32():

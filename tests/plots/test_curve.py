@@ -66,10 +66,7 @@ def markers(root, key):
     if key == "quept":
         return [(float(node.get("cx")), float(node.get("cy"))) for node in drawn]
     half = [(float(node.get("width")) / 2, float(node.get("height")) / 2) for node in drawn]
-    return [
-        (float(node.get("x")) + dx, float(node.get("y")) + dy)
-        for node, (dx, dy) in zip(drawn, half, strict=True)
-    ]
+    return [(float(node.get("x")) + dx, float(node.get("y")) + dy) for node, (dx, dy) in zip(drawn, half, strict=True)]
 
 
 def off_scale(root):

@@ -37,8 +37,8 @@ class Values:
 
     def rows(self, config: Any, channels: int) -> Tensor:
         """The value row for each of `channels` attention output channels, `(channels,)` int64."""
-        heads = config.num_attention_heads
-        key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+        heads: int = config.num_attention_heads
+        key_value_heads: int = getattr(config, "num_key_value_heads", None) or heads
         size = channels // heads
         head, within = torch.arange(channels) // size, torch.arange(channels) % size
         head = head // (heads // key_value_heads)

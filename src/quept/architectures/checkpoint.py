@@ -1,10 +1,14 @@
 """Opening Hugging Face checkpoints: safetensors only, never remote code, every failure explained."""
 
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -23,10 +27,13 @@ def read_config(source: str | Path) -> Any:
     if not where.exists() and (where.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise InvalidInput(f"There is no model directory {source}; check the path, or give a Hub name like org/model.")
     try:
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=where.is_dir())
+        with quiet():
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=where.is_dir())
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
-                           f"transformers understands nor a reachable Hub model ({_first_line(error)}).") from None
+        raise InvalidInput(
+            f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
+            f"transformers understands nor a reachable Hub model ({_first_line(error)})."
+        ) from None
     architecture_of(config.model_type)
     return config
 
@@ -48,11 +55,15 @@ def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InvalidInput(f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
-                           f"unaltered ({_first_line(error)}).") from None
+        raise InvalidInput(
+            f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
+            f"unaltered ({_first_line(error)})."
+        ) from None
     if missing := sorted(report["missing_keys"]):
-        raise InvalidInput(f"The checkpoint {str(source)!r} lacks {len(missing)} weights of its architecture, among them "
-                           f"{missing[0]}; download it again.")
+        raise InvalidInput(
+            f"The checkpoint {str(source)!r} lacks {len(missing)} weights of its architecture, among them "
+            f"{missing[0]}; download it again."
+        )
     return model.eval()
 
 
@@ -64,8 +75,9 @@ def open_tokenizer(source: str | Path) -> Any:
                 str(source), trust_remote_code=False, local_files_only=Path(source).is_dir()
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"The model {str(source)!r} has no tokenizer that transformers can load "
-                           f"({_first_line(error)}).") from None
+        raise InvalidInput(
+            f"The model {str(source)!r} has no tokenizer that transformers can load ({_first_line(error)})."
+        ) from None
 
 
 def check_and_digest(model: nn.Module) -> str:
@@ -73,33 +85,35 @@ def check_and_digest(model: nn.Module) -> str:
     total = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CalibrationFailed(f"The weight {name} holds NaN or infinite values, so the model cannot be calibrated; "
-                                    "get an intact checkpoint.")
+            raise CalibrationFailed(
+                f"The weight {name} holds NaN or infinite values, so the model cannot be calibrated; "
+                "get an intact checkpoint."
+            )
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(_bytes(tensor))
     return total.hexdigest()
 
 
-class quiet:  # noqa: N801 - used like a function
-    """Silence transformers' progress bars and warnings for the enclosed code; quept reports for itself."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and warnings of transformers and its Hub client; quept reports for itself."""
+    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
+    before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    hub.set_verbosity(logging.CRITICAL)
+    ours.disable_progress_bar()
+    try:
+        yield
+    finally:
+        ours.set_verbosity(before)
+        hub.set_verbosity(hub_before)
+        if bars:
+            ours.enable_progress_bar()
 
-    def __enter__(self) -> None:
-        logging = transformers.utils.logging
-        self._verbosity = logging.get_verbosity()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
-    def __exit__(self, *exception: object) -> None:
-        logging = transformers.utils.logging
-        logging.set_verbosity(self._verbosity)
-        if self._bars:
-            logging.enable_progress_bar()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().contiguous().cpu().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+def _bytes(tensor: Tensor) -> Any:
+    """The tensor's bytes as a buffer, without a copy where it is contiguous on the CPU."""
+    return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
 
 
 def _first_line(error: BaseException) -> str:

@@ -247,9 +247,7 @@ class Story:
         praised = self._person()
         speaker = self._person(other_than=praised)
         self.subject = None
-        return (
-            f'"You are the {self._pick(PRAISE)} {praised.trade} of all," {speaker.name} told {praised.name}'
-        )
+        return f'"You are the {self._pick(PRAISE)} {praised.trade} of all," {speaker.name} told {praised.name}'
 
     def _retrace(self) -> str:
         if self.has_list:

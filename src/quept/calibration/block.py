@@ -1,7 +1,7 @@
 """One block under calibration: on the compute device, elastic, run at any width."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,12 @@ class CalibrationBlock:
     """
 
     def __init__(
-        self, block: nn.Module, path: str, architecture: Architecture, call: BlockCall, device: torch.device,
+        self,
+        block: nn.Module,
+        path: str,
+        architecture: Architecture,
+        call: BlockCall,
+        device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._stored = {name: tensor.dtype for name, tensor in block.state_dict().items()}
@@ -77,7 +82,7 @@ class CalibrationBlock:
                 linear.override = None
 
     @contextmanager
-    def observed(self, paths: Sequence[str], tokens: int) -> Iterator[dict[str, Tensor]]:
+    def observed(self, paths: Iterable[str], tokens: int) -> Iterator[dict[str, Tensor]]:
         """Within: collect up to `tokens` input rows of each linear per run, evenly spaced; yields the collection."""
         seen: dict[str, Tensor] = {}
 

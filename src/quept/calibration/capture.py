@@ -29,7 +29,8 @@ class BlockCall:
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Run a block on `(batch, tokens, hidden)` as the model would."""
         output = block(hidden, *self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
 
 
 class _Recorder(nn.Module):

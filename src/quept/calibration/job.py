@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quept import __version__
 from quept.architectures import Architecture, architecture_of
-from quept.architectures.checkpoint import check_and_digest, open_model, open_tokenizer
+from quept.architectures.checkpoint import check_and_digest, open_model, open_tokenizer, read_config
 from quept.data import digest, token_windows
 from quept.errors import InvalidInput
 from quept.nn.elastic import check_rank, weight_of
@@ -60,10 +60,11 @@ def prepare(
     note: Callable[[str], None],
 ) -> Job:
     """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments."""
-    where = _device(device)
+    where = choose_device(device)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = str(model) if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
+        read_config(model)  # an unknown architecture is told first
         tokenizer = tokenizer or open_tokenizer(model)
         model = open_model(model)
     architecture = architecture_of(model.config.model_type)
@@ -83,9 +84,7 @@ def prepare(
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         versions=_versions(),
     )
-    return Job(
-        model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, provenance
-    )
+    return Job(model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, provenance)
 
 
 def _fit_data(
@@ -94,11 +93,15 @@ def _fit_data(
     """The recipe with the caller's amount of data; a recipe's length gives way to the model's, a caller's does not."""
     limit = getattr(config, "max_position_embeddings", None) or recipe.data.sequence_length
     if sequence_length is not None and sequence_length > limit:
-        raise InvalidInput(f"The sequence length {sequence_length} is above what the model was made for, {limit} "
-                           "(max_position_embeddings); choose that or less.")
+        raise InvalidInput(
+            f"The sequence length {sequence_length} is above what the model was made for, {limit} "
+            "(max_position_embeddings); choose that or less."
+        )
     if sequence_length is None and recipe.data.sequence_length > limit:
-        note(f"Sequences are {limit} tokens long instead of the recipe's {recipe.data.sequence_length}: the model was "
-             "made for no more.")
+        note(
+            f"Sequences are {limit} tokens long instead of the recipe's {recipe.data.sequence_length}: the model was "
+            "made for no more."
+        )
     length = sequence_length if sequence_length is not None else min(recipe.data.sequence_length, limit)
     changes = {"samples": samples if samples is not None else recipe.data.samples, "sequence_length": length}
     return recipe.updated(data=recipe.data.updated(**changes))
@@ -116,22 +119,31 @@ def _windows(data: str | Path | Tensor, tokenizer: Any, vocabulary: int, recipe:
     if isinstance(data, Tensor):
         windows = data
         if windows.dim() != 2 or windows.is_floating_point() or not windows.numel():
-            raise InvalidInput(f"data is a tensor of shape {tuple(data.shape)} and dtype {data.dtype}; token windows are "
-                               "integers of shape (samples, tokens).")
+            raise InvalidInput(
+                f"data is a tensor of shape {tuple(data.shape)} and dtype {data.dtype}; token windows are "
+                "integers of shape (samples, tokens)."
+            )
         windows = windows.to("cpu", torch.int64)
     elif tokenizer is None:
         raise InvalidInput("Text cannot be read without a tokenizer; pass tokenizer=, or token windows as data.")
     else:
         windows = token_windows(
-            data, tokenizer, samples=recipe.data.samples, sequence_length=recipe.data.sequence_length, seed=seed
+            data,
+            tokenizer,
+            samples=recipe.data.samples,
+            sequence_length=recipe.data.sequence_length,
+            seed=seed,
         )
     if int(windows.max()) >= vocabulary or int(windows.min()) < 0:
-        raise InvalidInput(f"The token ids go from {int(windows.min())} to {int(windows.max())}, but the model's vocabulary "
-                           f"has {vocabulary}; use the model's own tokenizer.")
+        raise InvalidInput(
+            f"The token ids go from {int(windows.min())} to {int(windows.max())}, but the model's vocabulary "
+            f"has {vocabulary}; use the model's own tokenizer."
+        )
     return windows
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here; `InvalidInput` for anything else."""
     if name not in ("auto", "cpu", "cuda"):
         raise InvalidInput(f"The device {name!r} is not known; choose auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():

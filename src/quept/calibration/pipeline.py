@@ -69,9 +69,7 @@ def calibrate(
     workspace = Workspace(output)
     workspace.check_free(resume=resume)
     with clock("opening"):
-        job = prepare(
-            model, tokenizer, data, recipe, samples, sequence_length, seed, device, progress.note
-        )
+        job = prepare(model, tokenizer, data, recipe, samples, sequence_length, seed, device, progress.note)
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(Path(output), manifest)
@@ -85,17 +83,26 @@ def calibrate(
         workspace.abandon_if_empty()
         raise
     return Report(
-        Path(output), manifest, clock.seconds, clock.total, run.trained_tokens, run.store.in_memory + run.store.in_files
+        Path(output),
+        manifest,
+        clock.seconds,
+        clock.total,
+        run.trained_tokens,
+        run.store.in_memory + run.store.in_files,
     )
 
 
 class _Run:
     """One pass over the blocks."""
 
-    def __init__(
-        self, job: Job, workspace: Workspace, store: StreamStore, clock: Clock, progress: Progress
-    ) -> None:
-        self.job, self.workspace, self.store, self.clock, self.progress = job, workspace, store, clock, progress
+    def __init__(self, job: Job, workspace: Workspace, store: StreamStore, clock: Clock, progress: Progress) -> None:
+        self.job, self.workspace, self.store, self.clock, self.progress = (
+            job,
+            workspace,
+            store,
+            clock,
+            progress,
+        )
         self.recipe = job.recipe
         self.chunk = max(1, TOKENS_PER_PASS // job.windows.shape[1])
         self.trained_tokens = 0
@@ -119,7 +126,11 @@ class _Run:
             if index + 1 < len(blocks):
                 with self.clock("quantized stream"):
                     advance(
-                        block, quantized, self.recipe.groups, self.recipe.merging, job.generator(index, "merging"),
+                        block,
+                        quantized,
+                        self.recipe.groups,
+                        self.recipe.merging,
+                        job.generator(index, "merging"),
                         self.chunk,
                     )
         return errors
@@ -141,12 +152,16 @@ class _Run:
         for linear in block.linears.values():
             linear.reset_adapter(generator)
         reconstruct(
-            block, quantized, full_precision, self.recipe.groups, self.recipe.reconstruction, generator, self.clock,
+            block,
+            quantized,
+            full_precision,
+            self.recipe.groups,
+            self.recipe.reconstruction,
+            generator,
+            self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
         )
-        self.trained_tokens += (
-            self.recipe.reconstruction.epochs * self.job.windows.numel() * len(self.recipe.groups)
-        )
+        self.trained_tokens += self.recipe.reconstruction.epochs * self.job.windows.numel() * len(self.recipe.groups)
         with self.clock("measuring"):
             errors = self._measure(block, full_precision, quantized)
         with self.clock("writing"):
@@ -165,7 +180,12 @@ class _Run:
         if sites:
             with self.clock("smoothing"):
                 scales = fit(
-                    block.module, job.architecture, job.model.config, inputs, recipe.smoothing, recipe.granularity,
+                    block.module,
+                    job.architecture,
+                    job.model.config,
+                    inputs,
+                    recipe.smoothing,
+                    recipe.granularity,
                     recipe.bits,
                 )
                 scales.fold(block.module, job.architecture)

@@ -50,7 +50,7 @@ def reconstruct(
                 bits = draw(group, generator)
                 with clock("forward and backward"):
                     loss = _loss(block, stream.read(rows), target, bits, settings.loss, step / steps)
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     total += _finite(loss.item(), block, bits)
             with clock("optimizer"):
                 optimizer.step()
@@ -71,9 +71,7 @@ def draw(group: Sequence[int], generator: torch.Generator) -> int:
     return group[int(torch.randint(len(group), (), generator=generator))]
 
 
-def _loss(
-    block: CalibrationBlock, hidden: Tensor, target: Tensor, bits: int, loss: Loss, progress: float
-) -> Tensor:
+def _loss(block: CalibrationBlock, hidden: Tensor, target: Tensor, bits: int, loss: Loss, progress: float) -> Tensor:
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy."""
     if not any(layer.trains_rounding for layer in block.linears.values()):
         return LOSSES[loss](block.run(hidden, bits).float(), target.float())

@@ -35,8 +35,9 @@ class Workspace:
         """Raise `InvalidInput` if the output is taken, or unfinished work stands in the way of a fresh start."""
         taken = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
         if taken and not (resume and is_artifact(self.output)):
-            raise InvalidInput(f"The output {self.output} exists and is not an empty directory; choose another, or remove "
-                               "it.")
+            raise InvalidInput(
+                f"The output {self.output} exists and is not an empty directory; choose another, or remove it."
+            )
         if self.folder.exists() and not resume:
             raise InvalidInput(f"An unfinished calibration is in {self.folder}; go on with --resume, or remove it.")
 

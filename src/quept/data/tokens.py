@@ -114,9 +114,7 @@ def _tokenize(
     total = 0
     for piece in _pieces(_joined(load_text(source, split=split), separator(source))):
         # Not verbose: the tokenizer would warn that a piece is longer than the model's context.
-        ids = tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]
+        ids = tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         parts.append(torch.tensor(ids, dtype=torch.int64))
         total += len(ids)
         if limit is not None and total >= limit:

@@ -122,9 +122,7 @@ def _check_tokens(tokens: torch.Tensor) -> None:
             f"(tokens,): pass one stream, such as token_stream returns."
         )
     if len(tokens) < 2:
-        raise InvalidInput(
-            f"The text has {len(tokens)} tokens, but a perplexity needs at least 2: give more text."
-        )
+        raise InvalidInput(f"The text has {len(tokens)} tokens, but a perplexity needs at least 2: give more text.")
 
 
 def _windows(length: int, sequence_length: int, stride: int) -> Iterator[_Window]:
@@ -162,9 +160,7 @@ def _negative_log_likelihood(model: "PreTrainedModel", tokens: torch.Tensor, bat
     return torch.cat(losses).cpu().double().sum().item()
 
 
-def _chunks(
-    logits: torch.Tensor, ids: torch.Tensor, first: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _chunks(logits: torch.Tensor, ids: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Pair the tokens of a window from `first` on with the logits that predict them, a few at a time."""
     rows = max(1, _LOGITS_PER_CHUNK // logits.shape[-1])
     for begin in range(first, len(ids), rows):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quept.errors import InvalidInput
-from quept.numerics import affine, rounding
 from quept.nn.residency import DerivedWeights
+from quept.numerics import affine, rounding
 from quept.spec import WeightSpec
 
 CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole (method, section on the weight quantizer)
@@ -65,19 +65,20 @@ class ElasticLinear(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         total = spec.adapter.total_rank(len(spec.groups))
-        small = {"dtype": torch.float32, "device": weight.device}
-        self.A = nn.Parameter(torch.zeros(total, in_features, **small), requires_grad=False)
-        self.B = nn.Parameter(torch.zeros(out_features, total, **small), requires_grad=False)
+
+        def learned(*shape: int, value: float = 0.0) -> nn.Parameter:
+            data = torch.full(shape, value, dtype=torch.float32, device=weight.device)
+            return nn.Parameter(data, requires_grad=False)
+
+        self.A = learned(total, in_features)
+        self.B = learned(out_features, total)
         self.clipping = nn.ParameterDict(
             {
-                str(bits): nn.Parameter(
-                    torch.full((2, out_features, self.scales_per_row(bits)), CLIPPING_START, **small),
-                    requires_grad=False,
-                )
+                str(bits): learned(2, out_features, self.scales_per_row(bits), value=CLIPPING_START)
                 for bits in spec.groups.bits
             }
         )
-        self.register_buffer("input_scale", torch.ones(in_features, **small))
+        self.register_buffer("input_scale", torch.ones(in_features, device=weight.device))
 
     @classmethod
     def from_linear(cls, linear: nn.Module, spec: WeightSpec, path: str) -> Self:
@@ -188,7 +189,7 @@ class ElasticLinear(nn.Module):
         exact = {"A": self.A, "B": self.B, "input_scale": self.input_scale}
         exact |= {f"clipping.{bits}": value for bits, value in self.clipping.items()}
         before = {name: value.detach() for name, value in exact.items()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
             owner, _, leaf = name.rpartition(".")
             moved = getattr(self, leaf) if not owner else self.clipping[leaf]

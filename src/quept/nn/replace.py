@@ -8,9 +8,7 @@ from quept.nn.elastic import ElasticLinear
 from quept.spec import WeightSpec
 
 
-def replace_linears(
-    block: nn.Module, path: str, linears: Sequence[str], spec: WeightSpec
-) -> dict[str, ElasticLinear]:
+def replace_linears(block: nn.Module, path: str, linears: Sequence[str], spec: WeightSpec) -> dict[str, ElasticLinear]:
     """Replace the named linears of the block at `path` in place; returns the elastic ones by name."""
     replaced = {}
     for name in linears:

@@ -67,7 +67,9 @@ def fake_quantize(grouped: Tensor, to: Grid, offset: Tensor | None = None) -> Te
 
     `offset`, shaped like `grouped` and measured in steps, moves values before they are rounded.
     """
-    result: Tensor = _FakeQuantize.apply(grouped, to.scale, to.zero_point, to.maximum, offset)
+    result: Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
+        grouped, to.scale, to.zero_point, to.maximum, offset
+    )
     return result
 
 

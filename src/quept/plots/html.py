@@ -146,9 +146,7 @@ def _legend(curve: Curve, lines: list[Series]) -> Iterable[str]:
         left += 36 + 7.0 * len(label) + 24
 
 
-def _frame(
-    curve: Curve, axis: Axis, x: Callable[[float], float], y: Callable[[float], float]
-) -> Iterable[str]:
+def _frame(curve: Curve, axis: Axis, x: Callable[[float], float], y: Callable[[float], float]) -> Iterable[str]:
     for tick, label in axis.ticks:
         yield _tag("line", class_="grid", x1=_LEFT, x2=_RIGHT, y1=y(tick), y2=y(tick))
         yield _tag("text", label, x=_LEFT - 10, y=y(tick) + 4.5, text_anchor="end")
@@ -169,9 +167,7 @@ def _frame(
     )
 
 
-def _line(
-    curve: Curve, line: Series, x: Callable[[float], float], y: Callable[[float], float]
-) -> Iterable[str]:
+def _line(curve: Curve, line: Series, x: Callable[[float], float], y: Callable[[float], float]) -> Iterable[str]:
     for run in line.runs:
         path = " ".join(f"{x(bits):.2f},{y(value):.2f}" for bits, value in run)
         yield _tag("polyline", class_=f"line {line.key}", points=path)
@@ -211,9 +207,7 @@ def _table(curve: Curve) -> str:
 def _figures(point: Point, full_precision: float) -> str:
     rounding = "&mdash;" if point.baseline is None else format_value(point.baseline)
     size = "&mdash;" if point.bytes is None else format_bytes(point.bytes)
-    return _row(
-        "td", str(point.bits), format_value(point.value), rounding, format_value(full_precision), size
-    )
+    return _row("td", str(point.bits), format_value(point.value), rounding, format_value(full_precision), size)
 
 
 def _row(cell: str, first: str, *others: str, scope: str = "row") -> str:

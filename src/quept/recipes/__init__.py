@@ -21,8 +21,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         return _parse(text, str(name_or_path))
     path = Path(name_or_path)
     if not path.is_file():
-        raise InvalidInput(f"There is no recipe {str(name_or_path)!r}: give one of {', '.join(shipped)}, or the path of "
-                           "a TOML file (start from a copy of a shipped one).")
+        raise InvalidInput(
+            f"There is no recipe {str(name_or_path)!r}: give one of {', '.join(shipped)}, or the path of "
+            "a TOML file (start from a copy of a shipped one)."
+        )
     try:
         return _parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:

@@ -12,13 +12,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from quept.architectures import architecture_of
 from quept.architectures.checkpoint import quiet
 from quept.errors import CorruptArtifact, InvalidInput
-from quept.nn import replace_linears
-from quept.precision import Precision, elastic_linears, keep_derived_weights, set_precision
+from quept.precision import Precision, elastic_linears, keep_derived_weights, make_elastic, set_precision
 from quept.storage.manifest import Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
 REST = "elastic-{:05d}-of-{:05d}"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 def shard_stem(part: int, blocks: int) -> str:
@@ -108,20 +112,18 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _skeleton(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any:
     """The model with elastic layers, without weights."""
-    architecture = architecture_of(manifest.architecture)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         if config.model_type != manifest.architecture:
             raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
         with init_empty_weights(include_buffers=False), quiet():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-            model.tie_weights()  # ties made inside init_empty_weights are lost
+        model.tie_weights()  # init_empty_weights undoes the ties made inside it
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"The model described in {directory} cannot be built ({error}).") from None
-    for index, block in enumerate(architecture.block_list(model)):
-        replace_linears(block, architecture.block_path(index), architecture.linears, manifest.recipe.weight_spec)
+    make_elastic(model, manifest.recipe.weight_spec)
     return model
 
 
@@ -131,12 +133,15 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool) -> None:
     if missing := sorted(expected.keys() - tensors.keys()):
         raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")
     if extra := sorted(tensors.keys() - expected.keys()):
-        raise CorruptArtifact(f"The artifact holds {len(extra)} tensors that its model has no place for, among them "
-                              f"{extra[0]}.")
+        raise CorruptArtifact(
+            f"The artifact holds {len(extra)} tensors that its model has no place for, among them {extra[0]}."
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or not tensor.is_floating_point():
-            raise CorruptArtifact(f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place has "
-                                  f"shape {tuple(expected[name].shape)} and a floating-point dtype.")
+            raise CorruptArtifact(
+                f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place has "
+                f"shape {tuple(expected[name].shape)} and a floating-point dtype."
+            )
         if cast:
             tensors[name] = tensor.to(expected[name].dtype)
     model.load_state_dict(tensors, strict=False, assign=True)

@@ -7,7 +7,7 @@ safetensors shards: the first with everything outside the blocks, then one per b
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,7 +16,7 @@ from quept.files import replacing, sha256
 from quept.spec import Recipe, Value
 
 MANIFEST = "quept.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 
 
 class FileRecord(Value):
@@ -102,16 +102,21 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
     directory = Path(directory)
     path = directory / MANIFEST
     if not path.is_file():
-        raise InvalidInput(f"{directory} is not a quept artifact: it has no {MANIFEST}. Give a directory written by "
-                           "'quept calibrate'.")
+        raise InvalidInput(
+            f"{directory} is not a quept artifact: it has no {MANIFEST}. Give a directory written by 'quept calibrate'."
+        )
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CorruptArtifact(f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again.") from None
+        raise CorruptArtifact(
+            f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again."
+        ) from None
     version = data.get("version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
-        raise CorruptArtifact(f"{directory} has format version {version!r}; this quept reads version {FORMAT_VERSION}. "
-                              "Install a quept that matches, or calibrate again.")
+        raise CorruptArtifact(
+            f"{directory} has format version {version!r}; this quept reads version {FORMAT_VERSION}. "
+            "Install a quept that matches, or calibrate again."
+        )
     try:
         manifest = Manifest.parse(data, origin=str(path))
     except InvalidInput as error:

@@ -13,10 +13,8 @@ from quept.files import replacing
 SHARD_LIMIT = 5_000_000_000  # bytes, as on the Hugging Face Hub
 
 
-def write_shards(
-    directory: Path, stem: str, tensors: Mapping[str, Tensor], limit: int = SHARD_LIMIT
-) -> list[Path]:
-    """Write tensors to `<stem>.safetensors`, or to `<stem>-part2`, `-part3`, ... beside it where they exceed `limit` bytes.
+def write_shards(directory: Path, stem: str, tensors: Mapping[str, Tensor], limit: int = SHARD_LIMIT) -> list[Path]:
+    """Write tensors to `<stem>.safetensors`, and to `<stem>-part2`, ... beside it where they exceed `limit` bytes.
 
     The first shard carries the plain name and is written last: where it stands, the others do too.
     """

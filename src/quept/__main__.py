@@ -1,0 +1,5 @@
+"""`python -m quept`."""
+
+from quept.cli import main
+
+main()

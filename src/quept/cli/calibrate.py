@@ -1,0 +1,152 @@
+"""`quept calibrate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from quept.cli.console import Device, JsonFile, Quiet, bar, out, show_table, write_json
+
+if TYPE_CHECKING:
+    from quept.calibration import Report
+    from quept.spec import Recipe
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A Hugging Face model: a directory, or a Hub name like org/model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the artifact; must not exist yet.")],
+    data: Annotated[
+        str,
+        typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
+    ],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a TOML file.")] = "paper",
+    bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: the recipe's.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Windows of text. Default: the recipe's.")] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window. Default: the recipe's, or the model's limit if lower."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data per block.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per optimizer step.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Inputs per scale at the recipe's grouped widths.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank that each bit group adds to the adapter.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same artifact, byte for byte.")] = 0,
+    device: Device = "auto",
+    stream_memory: Annotated[
+        float,
+        typer.Option(metavar="GB", help="Hidden states held in memory; beyond it they live in mapped files."),
+    ] = 8.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of this command.")] = False,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Calibrate a language model once, for every width.
+
+    Reads the model and a little text, and writes a directory that runs at each width, chosen at load time or while
+    it runs: see [bold]quept evaluate[/], [bold]quept generate[/], and quept.load in Python.
+    """
+    from quept.calibration import calibrate as run
+    from quept.recipes import load_recipe
+
+    chosen = override(
+        load_recipe(recipe), bits=bits, epochs=epochs, batch_size=batch_size, group_size=group_size, rank=rank
+    )
+    with bar(quiet) as progress:
+        display = Display(progress)
+        report = run(
+            model,
+            output,
+            data=data,
+            recipe=chosen,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            device=device,
+            resume=resume,
+            stream_memory=int(stream_memory * 10**9),
+            progress=display,
+        )
+    show(report, out(quiet, json_file))
+    write_json(json_file, {**to_json(report), "notes": display.notes})
+
+
+def override(
+    recipe: "Recipe",
+    *,
+    bits: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    group_size: int | None = None,
+    rank: int | None = None,
+) -> "Recipe":
+    """The recipe with what the command line sets."""
+    from quept.spec import parse_bits
+
+    if bits is not None:
+        recipe = recipe.with_bits(parse_bits(bits))
+    changes: dict[str, Any] = {}
+    if epochs is not None or batch_size is not None:
+        given = {"epochs": epochs, "batch_size": batch_size}
+        changes["reconstruction"] = recipe.reconstruction.updated(**{k: v for k, v in given.items() if v is not None})
+    if group_size is not None:
+        changes["granularity"] = recipe.granularity.updated(group_size=group_size)
+    if rank is not None:
+        changes["adapter"] = recipe.adapter.updated(rank=rank)
+    return recipe.updated(**changes) if changes else recipe
+
+
+class Display:
+    """Shows a calibration's progress, and keeps its notes."""
+
+    def __init__(self, bars: Bar) -> None:
+        self.bars, self.notes = bars, list[str]()
+        self._task = bars.add_task("opening the model", total=None, detail="")
+        self._blocks = self._steps = 0
+
+    def start(self, blocks: int, steps: int) -> None:
+        """Now the amount of work is known."""
+        self._blocks, self._steps = blocks, steps
+        self.bars.update(self._task, total=blocks * steps, description=f"block 1/{blocks}")
+
+    def step(self, block: int, step: int, loss: float) -> None:
+        """One more step."""
+        self.bars.update(
+            self._task,
+            completed=block * self._steps + step,
+            description=f"block {block + 1}/{self._blocks}",
+            detail="read back" if loss != loss else f"loss {loss:.4g}",
+        )
+
+    def note(self, text: str) -> None:
+        """Keep and show a note."""
+        self.notes.append(text)
+        self.bars.console.print(f"note: {text}", highlight=False)
+
+
+def show(report: "Report", console: Console) -> None:
+    """The final table: how much of rounding's block error remains at each width."""
+    rows = []
+    for bits in report.manifest.recipe.bits:
+        errors = [error for error in report.manifest.block_errors if error.bits == bits]
+        rounding = sum(error.rounding for error in errors) / len(errors)
+        calibrated = sum(error.calibrated for error in errors) / len(errors)
+        share = calibrated / rounding if rounding else 1.0
+        rows.append((str(bits), f"{rounding:.4g}", f"{calibrated:.4g}", f"{share:.2f}"))
+    title = "Mean error of the blocks against full precision"
+    show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
+    minutes = f" in {report.total_seconds / 60:.1f} minutes" if report.total_seconds else ""
+    console.print(f"Wrote {report.directory}{minutes}. Next: quept evaluate {report.directory} --data TEXT")
+
+
+def to_json(report: "Report") -> dict[str, Any]:
+    """The report for `--json`."""
+    return {
+        "output": report.directory,
+        "total_seconds": report.total_seconds,
+        "seconds": report.seconds,
+        "trained_tokens": report.trained_tokens,
+        "stream_bytes": report.stream_bytes,
+        "manifest": report.manifest.model_dump(mode="json"),
+    }

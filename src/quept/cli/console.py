@@ -1,0 +1,113 @@
+"""What the commands share: tables, progress, JSON, error messages."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from quept.files import replacing
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the result as JSON ('-': standard output)."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table; errors are still reported.")]
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")]
+ModelDtype = Annotated[
+    str,
+    typer.Option("--dtype", help="auto (float32 on a CPU, the checkpoint's elsewhere), float32, bfloat16 or float16."),
+]
+
+
+def fail(message: str, code: int) -> int:
+    """Report a failure on standard error; returns the exit code."""
+    Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty()).print(
+        f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}"
+    )
+    return code
+
+
+def out(quiet: bool, json_file: Path | None = None) -> Console:
+    """The console for results; silent where JSON goes to standard output."""
+    return Console(quiet=quiet or str(json_file) == "-", highlight=False, soft_wrap=True)
+
+
+def write_json(path: Path | None, data: Any) -> None:
+    """Write `data` where `--json` says; numbers that JSON does not know (inf, nan) become null."""
+    if path is None:
+        return
+    text = json.dumps(_plain(data), indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def bar(quiet: bool) -> Iterator[Progress]:
+    """A progress display with time spent and time left, on standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        yield progress
+
+
+def show_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A title and a table; the first column is left-aligned, the others right-aligned."""
+    result = Table()
+    for position, column in enumerate(columns):
+        result.add_column(column, justify="left" if position == 0 else "right")
+    for row in rows:
+        result.add_row(*row)
+    console.print(f"\n{title}", style="bold")
+    console.print(result)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in decimal units."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def figure(value: float | None) -> str:
+    """A perplexity for people."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value < 1000 else f"{value:.4g}"

@@ -1,0 +1,185 @@
+"""`quept evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from quept.cli.console import (
+    Device,
+    JsonFile,
+    ModelDtype,
+    Quiet,
+    bar,
+    figure,
+    out,
+    show_table,
+    size,
+    write_json,
+)
+from quept.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from quept.evaluation import Evaluation
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="An artifact, or a Hugging Face model.")],
+    data: Annotated[
+        str,
+        typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
+    ],
+    bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: all there are.")] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also plain rounding to nearest, at the same granularity.")
+    ] = False,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window. Default: as calibrated, or 2048 or the model's limit."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens between window starts. Default: the window, as in the literature."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Read no more than this many tokens.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="For a model that is no artifact: whose granularity to round at.")
+    ] = "paper",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw accuracy against bits: a .png or .html file."),
+    ] = None,
+    device: Device = "auto",
+    dtype: ModelDtype = "auto",
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure perplexity at each width, beside full precision.
+
+    Works on artifacts, and on plain Hugging Face models, for which it measures full precision and, with
+    [bold]--baseline[/], what rounding does to them.
+    """
+    if plot is not None and plot.suffix not in (".png", ".html"):
+        raise InvalidInput(f"The plot {plot} must end in .png or .html.")
+    evaluation = measure(
+        model,
+        data,
+        bits=bits,
+        baseline=baseline,
+        sequence_length=sequence_length,
+        stride=stride,
+        max_tokens=max_tokens,
+        recipe=recipe,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+    )
+    show(evaluation, model, out(quiet, json_file))
+    write_json(json_file, {**evaluation.to_json(), "model": model, "data": data})
+    if plot is not None:
+        draw(evaluation, model, plot)
+
+
+def measure(
+    model: str,
+    data: str,
+    *,
+    bits: str | None = None,
+    baseline: bool = False,
+    sequence_length: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    recipe: str = "paper",
+    device: str = "auto",
+    dtype: str = "auto",
+    quiet: bool = False,
+) -> "Evaluation":
+    """What `quept evaluate` measures, with its progress; see there for the arguments."""
+    from quept.data import token_stream
+    from quept.evaluation import evaluate_widths
+    from quept.spec import parse_bits
+
+    wanted = None if bits is None else parse_bits(bits)
+    opened, tokenizer, default_length, calibrated = open_any(model, recipe, device, dtype)
+    widths = wanted or _widths(opened)
+    tokens = token_stream(data, tokenizer, max_tokens=max_tokens)
+    with bar(quiet) as progress:
+        task = progress.add_task("", detail="")
+        return evaluate_widths(
+            opened,
+            tokens,
+            widths if calibrated or baseline else (),
+            sequence_length=sequence_length or default_length,
+            stride=stride,
+            calibrated=calibrated,
+            baseline=baseline,
+            progress=lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
+        )
+
+
+def open_any(model: str, recipe: str, device: str, dtype: str) -> tuple[Any, Any, int, bool]:
+    """The model with elastic layers, its tokenizer, its window length, and whether it was calibrated."""
+    import torch
+
+    from quept.architectures.checkpoint import open_model, open_tokenizer
+    from quept.calibration.job import choose_device
+    from quept.precision import make_elastic
+    from quept.recipes import load_recipe
+    from quept.storage import is_artifact, load
+
+    where = choose_device(device)
+    exact = choose_dtype(dtype, where)
+    if is_artifact(model):
+        loaded = load(model, device=where, dtype=exact)
+        return loaded, open_tokenizer(model), loaded.quept_manifest.recipe.data.sequence_length, True
+    spec = load_recipe(recipe).weight_spec
+    plain = open_model(model, exact)
+    tokenizer = open_tokenizer(model)
+    make_elastic(plain, spec.updated(adapter={"kind": "none"}))
+    limit = getattr(plain.config, "max_position_embeddings", None) or 2048
+    return plain.to(torch.device(where)), tokenizer, min(2048, limit), False
+
+
+def choose_dtype(name: str, device: Any) -> Any:
+    """The torch dtype that `--dtype` means on a device; None keeps the checkpoint's."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    if name not in known:
+        raise InvalidInput(f"The dtype {name!r} is not known; choose auto, {', '.join(known)}.")
+    return known[name]
+
+
+def _widths(model: Any) -> tuple[int, ...]:
+    from quept.precision import elastic_linears
+
+    return next(iter(elastic_linears(model).values())).spec.groups.bits
+
+
+def show(evaluation: "Evaluation", title: str, console: Console) -> None:
+    """The table for people."""
+    rows = [("full", figure(evaluation.full_precision), "-", size(evaluation.full_precision_bytes))]
+    rows += [
+        (str(result.bits), figure(result.perplexity), figure(result.baseline), size(result.bytes))
+        for result in evaluation.results
+    ]
+    heading = f"Perplexity of {title} on {evaluation.tokens:,} tokens, windows of {evaluation.sequence_length}"
+    show_table(console, heading, ("bits", "quept", "rounding", "packed size"), rows)
+
+
+def draw(evaluation: "Evaluation", title: str, path: Path) -> None:
+    """The plot, as PNG or HTML by the ending of `path`."""
+    from quept.plots import Curve, Point, write_html, write_png
+
+    points = tuple(
+        Point(result.bits, result.perplexity, result.baseline, result.bytes)
+        for result in evaluation.results
+        if result.perplexity is not None
+    )
+    if not points:
+        raise InvalidInput("There is nothing to plot: the model was not calibrated. Give an artifact.")
+    curve = Curve(title, evaluation.metric, evaluation.full_precision, points, evaluation.full_precision_bytes)
+    (write_png if path.suffix == ".png" else write_html)(curve, path)

@@ -1,0 +1,56 @@
+"""`quept generate`."""
+
+from typing import Annotated
+
+import typer
+
+from quept.cli.console import Device, JsonFile, Quiet, write_json
+from quept.errors import InvalidInput
+
+
+def generate(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    bits: Annotated[int | None, typer.Option(help="The width to run at. Default: full precision.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; higher is more varied.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a text at one width. The text appears as it is generated."""
+    import torch
+    from transformers import GenerationConfig, TextStreamer
+
+    from quept.architectures.checkpoint import open_tokenizer
+    from quept.architectures.checkpoint import quiet as transformers_quiet
+    from quept.calibration.job import choose_device
+    from quept.storage import load
+
+    model = load(directory, bits, device=choose_device(device))
+    tokenizer = open_tokenizer(directory)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    if not inputs["input_ids"].numel():
+        raise InvalidInput("The prompt is empty; give some text to go on from.")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    length = inputs["input_ids"].shape[1]
+    if limit is not None and length + max_new_tokens > limit:
+        raise InvalidInput(
+            f"The prompt has {length} tokens; with {max_new_tokens} new ones that is more than the model's "
+            f"{limit}. Shorten the prompt or lower --max-new-tokens."
+        )
+    torch.manual_seed(seed)
+    settings = GenerationConfig.from_model_config(model.config)
+    settings.update(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        pad_token_id=settings.pad_token_id if settings.pad_token_id is not None else settings.eos_token_id,
+    )
+    if temperature > 0:
+        settings.temperature = temperature
+    streamer = None if quiet or str(json_file) == "-" else TextStreamer(tokenizer, skip_special_tokens=True)
+    with torch.inference_mode(), transformers_quiet():
+        tokens = model.generate(**inputs, generation_config=settings, streamer=streamer)
+    text = tokenizer.decode(tokens[0], skip_special_tokens=True)
+    write_json(json_file, {"bits": bits, "prompt": prompt, "text": text, "tokens": tokens[0].tolist()})

@@ -1,0 +1,74 @@
+"""`quept info`."""
+
+from typing import Annotated
+
+import typer
+
+from quept.cli.console import JsonFile, Quiet, out, show_table, size, write_json
+
+
+def info(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show what an artifact is: widths, sizes, block errors, where it came from."""
+    from quept.nn.size import full_precision_bytes, packed_bytes
+    from quept.precision import elastic_linears
+    from quept.storage import load
+
+    model = load(directory)
+    manifest = model.quept_manifest
+    recipe, provenance = manifest.recipe, manifest.provenance
+    stored = sum(record.bytes for record in manifest.files.values())
+    parameters = sum(layer.weight.numel() for layer in elastic_linears(model).values())
+    facts = [
+        ("architecture", manifest.architecture),
+        ("quantized weights", f"{parameters:,} in {len(elastic_linears(model))} linears"),
+        ("weights' dtype", manifest.dtype),
+        ("on disk, all widths", size(stored)),
+        ("full precision", size(full_precision_bytes(model))),
+        (
+            "recipe",
+            f"{recipe.name}: {recipe.adapter.kind} adapter of rank {recipe.adapter.rank} per group, groups "
+            f"{' '.join('{' + ','.join(map(str, group)) + '}' for group in recipe.groups.groups)}",
+        ),
+        (
+            "granularity",
+            f"groups of {recipe.granularity.group_size} inputs at "
+            f"{','.join(map(str, recipe.granularity.grouped_bits)) or 'no'} bits, else per output channel",
+        ),
+        (
+            "calibrated on",
+            f"{recipe.data.samples} x {recipe.data.sequence_length} tokens of {provenance.data}",
+        ),
+        ("from", provenance.source),
+        ("seed", str(provenance.seed)),
+        ("made with", ", ".join(f"{name} {version}" for name, version in provenance.versions.items())),
+    ]
+    console = out(quiet, json_file)
+    console.print(f"[bold]{directory}[/]")
+    for label, fact in facts:
+        console.print(f"  {label:20} {fact}")
+    widths = []
+    for bits in recipe.bits:
+        errors = [error for error in manifest.block_errors if error.bits == bits]
+        rounding, calibrated = sum(e.rounding for e in errors), sum(e.calibrated for e in errors)
+        widths.append(
+            {
+                "bits": bits,
+                "bytes": packed_bytes(model, bits),
+                "error_ratio": calibrated / rounding if rounding else 1.0,
+            }
+        )
+    rows = [(str(w["bits"]), size(int(w["bytes"])), f"{w['error_ratio']:.2f}") for w in widths]
+    show_table(console, "Widths", ("bits", "packed size", "block error / rounding's"), rows)
+    write_json(
+        json_file,
+        {
+            "directory": directory,
+            "stored_bytes": stored,
+            "widths": widths,
+            "manifest": manifest.model_dump(mode="json"),
+        },
+    )
