@@ -34,14 +34,14 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     """
     layers = elastic_linears(model)
     plan = _as_plan(precision, layers)
-    if unknown := sorted(set(plan.bits) - set(layers)):
+    if unknown := sorted(map(str, set(plan.bits) - set(layers))):
         raise InvalidInput(
             f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
             f"{sorted(layers)[:3]}."
         )
     for path, bits in plan.bits.items():
         if bits is not None:
-            layers[path].spec.groups.index(bits)
+            layers[path].spec.groups.index(_width(bits))
     for path, bits in plan.bits.items():
         layers[path].bits = bits
 
@@ -97,6 +97,11 @@ def _as_plan(precision: Precision, layers: Mapping[str, ElasticLinear]) -> Preci
         return precision
     if isinstance(precision, Mapping):
         return PrecisionPlan(precision)
-    if precision is not None and (isinstance(precision, bool) or not isinstance(precision, int)):
+    return PrecisionPlan.uniform(layers, None if precision is None else _width(precision))
+
+
+def _width(precision: int) -> int:
+    """Refuse what only looks like a width: True, 4.0 and "4" would fail much later, in the forward pass."""
+    if isinstance(precision, bool) or not isinstance(precision, int):
         raise InvalidInput(f"precision {precision!r} is neither a width, a plan nor None (full precision).")
-    return PrecisionPlan.uniform(layers, precision)
+    return precision

@@ -5,6 +5,8 @@ allowed and what to do. Sections, equations and tables cited below are those of 
 (arXiv 2602.12609, AAAI 2026) and its supplement.
 """
 
+import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -41,14 +43,17 @@ class Value(BaseModel):
 
 
 def describe(error: ValidationError) -> str:
-    """Pydantic's findings as one sentence each: where, what was given, what is wrong."""
+    """Pydantic's findings as one sentence each: where, what was given, what is wrong.
+
+    What was given may be a whole damaged file, so it is shortened, and stays on one line.
+    """
     findings = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        given = f" (given: {item['input']!r})" if item["type"] not in ("value_error", "missing") else ""
+        given = f" (given: {reprlib.repr(item['input'])})" if item["type"] not in ("value_error", "missing") else ""
         findings.append(f"{where}: {message}{given}" if where else f"{message}{given}")
-    return "; ".join(findings)
+    return " ".join("; ".join(findings).split())
 
 
 def parse_bits(text: str) -> tuple[int, ...]:
@@ -58,10 +63,10 @@ def parse_bits(text: str) -> tuple[int, ...]:
     """
     widths: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        written = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
+        if written is None:
             raise InvalidInput(f"bits {text!r} cannot be read; write a width (4), a range (2-8) or a list (2,4,8).")
-        low, high = int(first), int(last or first)
+        low, high = int(written[1]), int(written[2] or written[1])
         if not MIN_BITS <= low <= high <= MAX_BITS:
             raise InvalidInput(
                 f"bits {text!r} are not possible: widths go from {MIN_BITS} to {MAX_BITS}, ranges from low to high."
@@ -231,15 +236,15 @@ class Recipe(Value):
         groups = data.get("groups")
         if groups is None:
             data["groups"] = BitGroups.partition(bits)
-        elif isinstance(groups, list | tuple):
-            data["groups"] = covering(groups, bits)
+        else:
+            data["groups"] = covering(groups.groups if isinstance(groups, BitGroups) else groups, bits)
         return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         count = len(self.groups)
         weights = self.merging.weights
-        if weights and (len(weights) != count or abs(sum(weights) - 1) > 1e-6 or min(weights) < 0):
+        if weights and not (len(weights) == count and abs(sum(weights) - 1) <= 1e-6 and min(weights) >= 0):
             raise ValueError(
                 f"merging.weights {list(weights)} must be {count} non-negative numbers, one per bit "
                 "group from high to low, that sum to 1"
@@ -270,7 +275,7 @@ class Recipe(Value):
         return self.updated(groups=BitGroups.partition(wanted), merging=self.merging.updated(weights=()))
 
 
-def covering(groups: Sequence[Any], bits: tuple[int, ...]) -> BitGroups:
+def covering(groups: Any, bits: tuple[int, ...]) -> BitGroups:
     """`groups` as a partition; `ValueError` unless it covers exactly `bits`."""
     partition = BitGroups.parse({"groups": groups}, origin="the list of bit groups")
     if partition.bits != bits:

@@ -90,6 +90,13 @@ class Architecture:
         """Whether the module at `path` in a block is one of the linears to quantize (else a norm)."""
         return path in self.linears
 
+    @property
+    def widened(self) -> tuple[str, ...]:
+        """Parameters of a block that need float32 to take a scale in: powers of two are not exact beside an offset."""
+        if not self.norm_offset:
+            return ()
+        return tuple(f"{site.producer}.weight" for site in self.sites if not self.is_linear(site.producer))
+
     def sites_for(self, config: Any) -> tuple[Site, ...]:
         """The sites that hold for this configuration."""
         return tuple(site for site in self.sites if site.when(config))

@@ -30,6 +30,10 @@ class CalibrationBlock:
     ) -> None:
         self._stored = {name: tensor.dtype for name, tensor in block.state_dict().items()}
         self.module = cast_parameters(copy.deepcopy(block).to(device), dtype).eval()
+        for name in architecture.widened:
+            parameter = self.module.get_parameter(name)
+            self._stored[name] = torch.promote_types(self._stored[name], torch.float32)
+            parameter.data = parameter.data.to(torch.float32)
         self.module.requires_grad_(False)
         self.path, self.architecture, self.call, self.device = path, architecture, call.to(device), device
         self.linears: dict[str, ElasticLinear] = {}

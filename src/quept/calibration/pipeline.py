@@ -23,7 +23,7 @@ from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
 from quept.spec import Recipe
 from quept.storage.artifact import shard_stem, stored_tensors
-from quept.storage.manifest import BlockError, Manifest, record_files
+from quept.storage.manifest import BlockError, Manifest
 from quept.transforms import fit
 
 TOKENS_PER_PASS = 4096  # tokens in one forward pass that needs no gradients
@@ -144,9 +144,10 @@ class _Run:
         if self.workspace.has(stem):
             self._advance_full_precision(block, full_precision)
             block.make_elastic(self.recipe.weight_spec, {})
-            block.load_tensors(self.workspace.read(stem))
+            tensors, note = self.workspace.read(stem)
+            block.load_tensors(tensors)
             self.progress.step(index, steps, float("nan"))
-            return [BlockError(**note) for note in self.workspace.read_notes(stem)]
+            return [BlockError.parse(error, origin=f"The note in {stem}") for error in note]
         self._prepare(block, full_precision)
         generator = self.job.generator(index, "reconstruction")
         for linear in block.linears.values():
@@ -165,8 +166,7 @@ class _Run:
         with self.clock("measuring"):
             errors = self._measure(block, full_precision, quantized)
         with self.clock("writing"):
-            self.workspace.write_notes(stem, [error.model_dump() for error in errors])
-            self.workspace.write(stem, block.tensors())
+            self.workspace.write(stem, block.tensors(), note=[error.model_dump() for error in errors])
         return errors
 
     def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
@@ -239,14 +239,13 @@ class _Run:
             job.model.generation_config.save_pretrained(folder)
         if job.tokenizer is not None:
             job.tokenizer.save_pretrained(folder)
-        self.workspace.drop_scaffolding()
         manifest = Manifest(
             architecture=job.architecture.model_type,
             dtype=job.stored_dtype,
             recipe=self.recipe,
             provenance=job.provenance,
             block_errors=tuple(block_errors),
-            files=record_files(folder),
+            files=self.workspace.files(),
         )
         self.workspace.publish(manifest)
         return manifest

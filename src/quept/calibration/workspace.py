@@ -15,8 +15,8 @@ from torch import Tensor
 
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import TEMPORARY, refusal, replacing
-from quept.storage.manifest import MANIFEST, Manifest, is_artifact, read_manifest
-from quept.storage.tensors import read_shards, shards_of, write_shards
+from quept.storage.manifest import FileRecord, Manifest, is_artifact, read_manifest, record_files
+from quept.storage.tensors import read_note, read_shards, shards_of, write_shards
 
 FINGERPRINT = "calibration.json"
 
@@ -51,52 +51,42 @@ class Workspace:
 
     def open(self, fingerprint: Mapping[str, Any]) -> None:
         """Start, or go on with unfinished work of the same fingerprint."""
-        path = self.folder / FINGERPRINT
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(refusal(self.folder, error)) from None
         for leftover in self.folder.rglob(f"*{TEMPORARY}"):
             leftover.unlink()
-        if path.is_file():
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-                assert isinstance(before, dict)
-            except (ValueError, AssertionError):
-                raise CorruptArtifact(f"{path} cannot be read; remove {self.folder} and start again.") from None
+        before = self._fingerprint()
+        if before is not None:
             _compare(before, fingerprint, self.folder)
-        elif not (self.folder / MANIFEST).is_file():
-            with replacing(path) as temporary:
+        else:
+            with replacing(self.folder / FINGERPRINT) as temporary:
                 temporary.write_text(json.dumps(fingerprint, sort_keys=True), encoding="utf-8")
 
     def has(self, stem: str) -> bool:
         """Whether this part is finished."""
         return bool(shards_of(self.folder, stem))
 
-    def read(self, stem: str) -> dict[str, Tensor]:
-        """The tensors of a finished part."""
+    def read(self, stem: str) -> tuple[dict[str, Tensor], Any]:
+        """The tensors of a finished part, and the note written with them."""
         try:
-            return read_shards(shards_of(self.folder, stem))
-        except CorruptArtifact as error:
+            shards = shards_of(self.folder, stem)
+            return read_shards(shards), json.loads(read_note(shards[0]) or "null")
+        except (CorruptArtifact, ValueError) as error:
             raise CorruptArtifact(f"{error} Remove {self.folder} and start again.") from None
 
-    def write(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
-        """Finish a part."""
-        write_shards(self.folder, stem, tensors)
-
-    def read_notes(self, stem: str) -> Any:
-        """The JSON written beside a finished part."""
-        return json.loads((self.folder / f"{stem}.notes").read_text(encoding="utf-8"))
-
-    def write_notes(self, stem: str, notes: Any) -> None:
-        """Write JSON beside a part; done before the part itself, so that a finished part has its notes."""
-        with replacing(self.folder / f"{stem}.notes") as temporary:
-            temporary.write_text(json.dumps(notes), encoding="utf-8")
+    def write(self, stem: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
+        """Finish a part: its tensors, and a note of JSON values."""
+        write_shards(self.folder, stem, tensors, note=None if note is None else json.dumps(note))
 
     def publish(self, manifest: Manifest) -> None:
-        """Write the manifest, drop what only the run needed, and give the directory its name."""
-        self.drop_scaffolding()
+        """Write the manifest, and give the directory its name.
+
+        From the moment the manifest stands, it says which calibration this is, and the fingerprint can go.
+        """
         manifest.write(self.folder)
+        (self.folder / FINGERPRINT).unlink(missing_ok=True)
         try:
             if self.output.exists():
                 self.output.rmdir()
@@ -104,15 +94,27 @@ class Workspace:
         except OSError as error:
             raise QueptError(refusal(self.output, error)) from None
 
-    def drop_scaffolding(self) -> None:
-        """Remove the fingerprint and the notes."""
-        for path in [*self.folder.glob("*.notes"), self.folder / FINGERPRINT]:
-            path.unlink(missing_ok=True)
+    def files(self) -> dict[str, FileRecord]:
+        """Records of the artifact's files written so far."""
+        return {name: record for name, record in record_files(self.folder).items() if name != FINGERPRINT}
 
     def abandon_if_empty(self) -> None:
         """After a failure: remove the folder unless it holds a finished block."""
         if self.folder.is_dir() and not any(self.folder.glob("elastic-*.safetensors")):
             shutil.rmtree(self.folder)
+
+    def _fingerprint(self) -> Mapping[str, Any] | None:
+        """The fingerprint of the work in the folder; None if there is none yet."""
+        path = self.folder / FINGERPRINT
+        if path.is_file():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                before = None
+            if not isinstance(before, dict):
+                raise CorruptArtifact(f"{path} cannot be read; remove {self.folder} and start again.")
+            return before
+        return manifest_fingerprint(read_manifest(self.folder, verify=False)) if is_artifact(self.folder) else None
 
 
 def manifest_fingerprint(manifest: Manifest) -> dict[str, Any]:

@@ -45,8 +45,6 @@ def main() -> None:
         app()
     except QueptError as error:
         sys.exit(fail(str(error), error.exit_code))
-    except KeyboardInterrupt:
-        sys.exit(fail("Interrupted. A calibration goes on where it stopped with the same command and --resume.", 130))
     except MemoryError:
         sys.exit(fail("Out of memory. Use fewer or shorter samples, a smaller --batch-size, or a smaller model.", 1))
     except OSError as error:

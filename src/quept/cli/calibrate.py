@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from quept.cli.console import Device, JsonFile, Quiet, bar, out, show_table, write_json
+from quept.cli.console import Device, Interrupted, JsonFile, Quiet, bar, out, show_table, write_json
 
 if TYPE_CHECKING:
     from quept.calibration import Report
@@ -55,19 +55,22 @@ def calibrate(
     )
     with bar(quiet) as progress:
         display = Display(progress)
-        report = run(
-            model,
-            output,
-            data=data,
-            recipe=chosen,
-            samples=samples,
-            sequence_length=sequence_length,
-            seed=seed,
-            device=device,
-            resume=resume,
-            stream_memory=int(stream_memory * 10**9),
-            progress=display,
-        )
+        try:
+            report = run(
+                model,
+                output,
+                data=data,
+                recipe=chosen,
+                samples=samples,
+                sequence_length=sequence_length,
+                seed=seed,
+                device=device,
+                resume=resume,
+                stream_memory=int(stream_memory * 10**9),
+                progress=display,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted. Finished blocks are kept: repeat the command with --resume.") from None
     show(report, out(quiet, json_file))
     write_json(json_file, {**to_json(report), "notes": display.notes})
 

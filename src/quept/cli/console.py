@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from quept.errors import QueptError
 from quept.files import replacing
 
 JsonFile = Annotated[
@@ -32,6 +33,12 @@ ModelDtype = Annotated[
     str,
     typer.Option("--dtype", help="auto (float32 on a CPU, the checkpoint's elsewhere), float32, bfloat16 or float16."),
 ]
+
+
+class Interrupted(QueptError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
 
 
 def fail(message: str, code: int) -> int:

@@ -20,21 +20,22 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         text = resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
         return _parse(text, str(name_or_path))
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"The recipe {path} is not UTF-8 text; give a TOML file.") from None
+    except (OSError, ValueError):
         raise InvalidInput(
             f"There is no recipe {str(name_or_path)!r}: give one of {', '.join(shipped)}, or the path of "
             "a TOML file (start from a copy of a shipped one)."
-        )
-    try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise InvalidInput(f"The recipe {path} is not UTF-8 text; give a TOML file.") from None
+        ) from None
+    return _parse(text, str(path))
 
 
 def _parse(text: str, origin: str) -> Recipe:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise InvalidInput(f"The recipe {origin} is not valid TOML: {error}.") from None
     if not isinstance(data.get("bits"), str):
         raise InvalidInput(f'The recipe {origin} must name its bit set, for example bits = "2-8".')

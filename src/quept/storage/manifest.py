@@ -6,6 +6,7 @@ safetensors shards: the first with everything outside the blocks, then one per b
 """
 
 import json
+import reprlib
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
@@ -65,8 +66,10 @@ class Manifest(Value):
     def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts or "\0" in name:
+            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
                 raise ValueError(f"the file name {name!r} leaves the directory")
+            if not name.isprintable():
+                raise ValueError(f"the file name {name!r} holds control characters")
         return files
 
     def shards(self) -> list[str]:
@@ -114,16 +117,20 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
     version = data.get("version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise CorruptArtifact(
-            f"{directory} has format version {version!r}; this quept reads version {FORMAT_VERSION}. "
+            f"{directory} has format version {reprlib.repr(version)}; this quept reads version {FORMAT_VERSION}. "
             "Install a quept that matches, or calibrate again."
         )
     try:
         manifest = Manifest.parse(data, origin=str(path))
     except InvalidInput as error:
-        raise CorruptArtifact(f"{error} Calibrate again or copy the artifact again.") from None
+        raise CorruptArtifact(f"{error}; calibrate again or copy the artifact again.") from None
     if verify:
         for name, record in manifest.files.items():
-            _verify(directory / name, record)
+            path = directory / name
+            try:
+                _verify(path, record)
+            except OSError as error:
+                raise CorruptArtifact(f"The artifact's file {path} cannot be read ({error.strerror}).") from None
     return manifest
 
 

@@ -11,19 +11,27 @@ from quept.errors import CorruptArtifact
 from quept.files import replacing
 
 SHARD_LIMIT = 5_000_000_000  # bytes, as on the Hugging Face Hub
+NOTE = "quept"
 
 
-def write_shards(directory: Path, stem: str, tensors: Mapping[str, Tensor], limit: int = SHARD_LIMIT) -> list[Path]:
+def write_shards(
+    directory: Path,
+    stem: str,
+    tensors: Mapping[str, Tensor],
+    limit: int = SHARD_LIMIT,
+    note: str | None = None,
+) -> list[Path]:
     """Write tensors to `<stem>.safetensors`, and to `<stem>-part2`, ... beside it where they exceed `limit` bytes.
 
-    The first shard carries the plain name and is written last: where it stands, the others do too.
+    The first shard carries the plain name and is written last: where it stands, the others do too. `note` goes into
+    its header. It is the header's only entry, because safetensors does not order them and bytes must not vary.
     """
     parts = list(_split(tensors, limit))
     names = [stem] + [f"{stem}-part{number}" for number in range(2, len(parts) + 1)]
     paths = [directory / f"{name}.safetensors" for name in names]
     for path, part in reversed(list(zip(paths, parts, strict=True))):
         with replacing(path) as temporary:
-            save_file(part, temporary, metadata={"format": "pt"})
+            save_file(part, temporary, metadata={NOTE: note} if note is not None and path == paths[0] else None)
     return paths
 
 
@@ -40,6 +48,16 @@ def read_shards(paths: Iterable[Path]) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise CorruptArtifact(f"{path} is truncated or not a safetensors file ({error}).") from None
     return tensors
+
+
+def read_note(path: Path) -> str | None:
+    """The note in a shard's header; `CorruptArtifact` for a bad file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            note: str | None = (file.metadata() or {}).get(NOTE)
+            return note
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptArtifact(f"{path} is truncated or not a safetensors file ({error}).") from None
 
 
 def shards_of(directory: Path, stem: str) -> list[Path]:

@@ -4,7 +4,8 @@ Channels whose activations are large deserve finer weights. A site multiplies th
 `s` and divides the matching output channels of their producer by it, which leaves the function unchanged; `s` is
 the mean magnitude of the channel's activations to the power that rounds best at the low widths (AWQ, eq. 4 and 5).
 Scales are powers of two: dividing and multiplying by them is exact in every floating-point format, so that the
-folded model's full precision output equals the original's bit for bit (norms that add an offset excepted).
+folded model's full precision output equals the original's bit for bit. Norms that add an offset to their weight are
+the exception: they are kept in float32, in which the folded weight is as good as exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,10 @@ def fit(
         producer_rows = site.channels.rows(config, sample.shape[1]).to(sample.device)
         weights = [weight_of(block.get_submodule(path)).float() for path in site.consumers]
         scale = _search(sample, weights, producer_rows, settings.grid, granularity, low_bits)
+        if f"{site.producer}.weight" in architecture.widened:
+            # A common factor changes no code. With this one the norm's weights only grow, so that they keep their
+            # precision beside the offset if the model is cast to a narrower dtype later.
+            scale = scale / scale.max()
         columns.update(dict.fromkeys(site.consumers, scale))
         rows[site.producer] = _producer_scale(block, site, producer_rows, scale)
     return ChannelScales(columns, rows)

@@ -1,0 +1,171 @@
+"""An interrupted calibration goes on where it stopped, and ends in the same bytes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import quept
+from quept.calibration import workspace
+from quept.calibration.stream import StreamStore
+from quept.errors import CalibrationFailed, InvalidInput
+
+
+class Killed(BaseException):
+    """Stands for the death of the process."""
+
+
+@pytest.fixture
+def recipe():
+    paper = quept.load_recipe("paper").with_bits((2, 4, 8))
+    return paper.updated(adapter=paper.adapter.updated(rank=2), reconstruction=paper.reconstruction.updated(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """A model directory and a text beside it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model("llama", num_hidden_layers=3).save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    (folder / "text.txt").write_text("a plain text of a few words, again and again. " * 60, encoding="utf-8")
+    return folder
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+
+
+def command(checkpoint: Path, output: Path, *more: str) -> list[str]:
+    options = ["--samples", "8", "--sequence-length", "24", "--rank", "2", "--epochs", "30", "--quiet"]
+    text = str(checkpoint / "text.txt")
+    return [
+        *(sys.executable, "-m", "quept", "calibrate", str(checkpoint / "model")),
+        *("--output", str(output), "--data", text, *options, *more),
+    ]
+
+
+def test_a_run_killed_at_any_write_resumes_to_the_same_bytes(tiny_model, windows, recipe, tmp_path, monkeypatch):
+    model = tiny_model("llama", num_hidden_layers=3)
+    whole = tmp_path / "whole"
+    quept.calibrate(model, whole, data=windows, recipe=recipe)
+    expected = contents(whole)
+
+    renames = 0
+    rename = Path.replace
+
+    def dying(path: Path, target: Path) -> Path:
+        nonlocal renames
+        if renames == death:
+            raise Killed
+        renames += 1
+        return rename(path, target)
+
+    # As when the process dies: nothing is tidied up.
+    monkeypatch.setattr(workspace.Workspace, "abandon_if_empty", lambda self: None)
+    for death in range(20):
+        output, renames = tmp_path / f"killed-{death}", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", dying)
+            try:
+                quept.calibrate(model, output, data=windows, recipe=recipe)
+            except Killed:
+                assert not output.exists()
+            else:
+                break
+        quept.calibrate(model, output, data=windows, recipe=recipe, resume=True)
+        assert contents(output) == expected, f"killed at write {death}"
+        assert not output.with_name(output.name + ".partial").exists()
+    assert death == 6, "the fingerprint, three blocks, all else and the manifest are the writes"
+
+
+def test_a_process_killed_by_the_system_resumes_to_the_same_bytes(checkpoint, tmp_path):
+    subprocess.run(command(checkpoint, tmp_path / "whole"), check=True, capture_output=True, timeout=120)
+
+    output = tmp_path / "killed"
+    partial = output.with_name("killed.partial")
+    process = subprocess.Popen(command(checkpoint, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(partial.glob("elastic-*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+    refused = subprocess.run(command(checkpoint, output), capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    subprocess.run(command(checkpoint, output, "--resume"), check=True, capture_output=True, timeout=120)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_resuming_with_other_settings_is_refused(tiny_model, windows, recipe, tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.Workspace, "publish", lambda self, manifest: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe)
+    for change in ({"seed": 1}, {"recipe": recipe.with_bits((2, 4))}, {"data": windows.flip(0)}):
+        arguments = {"data": windows, "recipe": recipe, "resume": True, **change}
+        with pytest.raises(InvalidInput, match="another calibration"):
+            quept.calibrate(model, tmp_path / "out", **arguments)
+    with pytest.raises(InvalidInput, match="model_sha256"):
+        quept.calibrate(tiny_model("llama", seed=5), tmp_path / "out", data=windows, recipe=recipe, resume=True)
+
+
+def test_a_finished_run_is_left_alone_by_resume_and_protected_without(tiny_model, windows, recipe, tmp_path):
+    model, output = tiny_model("llama"), tmp_path / "out"
+    quept.calibrate(model, output, data=windows, recipe=recipe)
+    before = contents(output)
+    report = quept.calibrate(model, output, data=windows, recipe=recipe, resume=True)
+    assert report.trained_tokens == 0
+    assert contents(output) == before
+    with pytest.raises(InvalidInput, match="not an empty directory"):
+        quept.calibrate(model, output, data=windows, recipe=recipe)
+
+
+def test_a_nan_or_infinite_weight_is_named_and_leaves_nothing(tiny_model, windows, recipe, tmp_path):
+    for value in (float("nan"), float("inf")):
+        model = tiny_model("llama")
+        model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
+        with pytest.raises(CalibrationFailed, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+            quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_non_finite_loss_names_block_width_and_remedy_and_leaves_nothing(tiny_model, windows, recipe, tmp_path):
+    exploding = recipe.updated(reconstruction=recipe.reconstruction.updated(adapter_learning_rate=1e38, epochs=3))
+    with pytest.raises(CalibrationFailed, match=r"block model\.layers\.0 at \d bits .* Lower the learning rates"):
+        quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=exploding)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_streams_in_files_give_the_same_artifact_as_streams_in_memory(tiny_model, windows, recipe, tmp_path):
+    model = tiny_model("llama")
+    quept.calibrate(model, tmp_path / "memory", data=windows, recipe=recipe)
+    quept.calibrate(model, tmp_path / "files", data=windows, recipe=recipe, stream_memory=0)
+    assert contents(tmp_path / "memory") == contents(tmp_path / "files")
+
+
+def test_streams_go_to_files_beyond_the_budget_and_leave_none(tmp_path):
+    store = StreamStore(budget=4 * 2 * 3 * 5 * 4, folder=tmp_path, device=torch.device("cpu"))
+    streams = [store.empty(2, 3, 5, torch.float32) for _ in range(6)]
+    assert store.in_memory == 4 * 2 * 3 * 5 * 4
+    assert store.in_files == 2 * 2 * 3 * 5 * 4
+    for number, stream in enumerate(streams):
+        stream.write(slice(0, 2), torch.full((2, 3, 5), float(number)))
+    assert [float(stream.read([1]).mean()) for stream in streams] == [0, 1, 2, 3, 4, 5]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_callers_model_is_untouched(tiny_model, windows, recipe, tmp_path):
+    model = tiny_model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe)
+    after = model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,205 @@
+"""The command line, as a user meets it: results, JSON, and one paragraph for every mistake."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import quept
+from quept.cli import main
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """A model directory, texts, and an artifact."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_model("llama").save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    (folder / "text.txt").write_text("a plain text of a few words, again and again. " * 40, encoding="utf-8")
+    (folder / "short.txt").write_text("too short", encoding="utf-8")
+    (folder / "empty.txt").write_text("", encoding="utf-8")
+    assert run("calibrate", folder / "model", "-o", folder / "artifact", "--data", folder / "text.txt", *SMALL) == 0
+    return folder
+
+
+SMALL = ("--samples", "4", "--sequence-length", "16", "--rank", "2", "--epochs", "1", "--quiet")
+
+
+def run(*arguments: object) -> int:
+    """Run a command; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["quept", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+    return 0
+
+
+def test_evaluate_writes_the_documented_json(workplace, tmp_path):
+    file = tmp_path / "result.json"
+    arguments = ("evaluate", workplace / "artifact", "--data", workplace / "text.txt", "--bits", "2-8", "--baseline")
+    assert run(*arguments, "--json", file, "--plot", tmp_path / "plot.html") == 0
+    result = json.loads(file.read_text())
+    assert result["metric"] == "perplexity"
+    assert result["full_precision"] > 1
+    assert [row["bits"] for row in result["results"]] == [2, 3, 4, 5, 6, 7, 8]
+    assert all(row["perplexity"] > 1 and row["baseline"] > 1 for row in result["results"])
+    sizes = [row["bytes"] for row in result["results"]]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] < result["full_precision_bytes"]
+    assert "<svg" in (tmp_path / "plot.html").read_text()
+
+
+def test_evaluate_measures_a_plain_model_with_rounding(workplace, tmp_path):
+    file = tmp_path / "result.json"
+    arguments = ("evaluate", workplace / "model", "--data", workplace / "text.txt", "--baseline", "--bits", "2,8")
+    assert run(*arguments, "--json", file, "--quiet") == 0
+    result = json.loads(file.read_text())
+    assert [row["perplexity"] for row in result["results"]] == [None, None]
+    assert result["results"][1]["baseline"] == pytest.approx(result["full_precision"], rel=0.05)
+
+
+def test_json_on_standard_output_is_nothing_but_json(workplace, capfd):
+    assert run("evaluate", workplace / "artifact", "--data", workplace / "text.txt", "--bits", "4", "--json", "-") == 0
+    assert json.loads(capfd.readouterr().out)["results"][0]["bits"] == 4
+    assert run("info", workplace / "artifact", "--json", "-") == 0
+    assert json.loads(capfd.readouterr().out)["manifest"]["architecture"] == "llama"
+
+
+def test_generate_continues_the_prompt_at_a_width(workplace, capfd, tmp_path):
+    file = tmp_path / "text.json"
+    arguments = ("generate", workplace / "artifact", "--prompt", "a plain", "--bits", "3", "--max-new-tokens", "5")
+    assert run(*arguments, "--json", file) == 0
+    result = json.loads(file.read_text())
+    assert result["text"].startswith("a plain")
+    assert capfd.readouterr().out.startswith("a plain")
+
+    model = quept.load(workplace / "artifact", 3)
+    prompt = result["tokens"][:-5]
+    expected = model.generate(
+        input_ids=__import__("torch").tensor([prompt]), max_new_tokens=5, do_sample=False, pad_token_id=0
+    )
+    assert result["tokens"] == expected[0].tolist()
+
+
+def test_info_names_widths_recipe_and_origin(workplace, capfd):
+    assert run("info", workplace / "artifact") == 0
+    shown = capfd.readouterr().out
+    for expected in ("llama", "paper", "{7,8} {5,6} {3,4} {2}", "4 x 16 tokens", str(workplace / "model")):
+        assert expected in shown
+
+
+def test_quiet_prints_nothing(workplace, capfd):
+    assert run("evaluate", workplace / "artifact", "--data", workplace / "text.txt", "--bits", "4", "--quiet") == 0
+    assert capfd.readouterr() == ("", "")
+
+
+MISTAKES = {
+    "unknown model path": ("calibrate {w}/nowhere {data} {out}", 2, "nowhere"),
+    "model is a file": ("calibrate {w}/text.txt {data} {out}", 2, "directory"),
+    "no model in the directory": ("calibrate {w} {data} {out}", 2, "config.json"),
+    "unknown architecture": ("calibrate {w}/bert {data} {out}", 2, "adding-an-architecture"),
+    "bits out of range": ("calibrate {w}/model {data} {out} --bits 1-8", 2, "2 to 8"),
+    "bits above": ("calibrate {w}/model {data} {out} --bits 4,9", 2, "2 to 8"),
+    "bits unreadable": ("calibrate {w}/model {data} {out} --bits four", 2, "four"),
+    "group size zero": ("calibrate {w}/model {data} {out} --group-size 0", 2, "group_size"),
+    "group size negative": ("calibrate {w}/model {data} {out} --group-size -4", 2, "group_size"),
+    "rank too high": ("calibrate {w}/model {data} {out} --rank 17", 2, "rank 17"),
+    "rank zero": ("calibrate {w}/model {data} {out} --rank 0", 2, "rank"),
+    "no epochs": ("calibrate {w}/model {data} {out} --epochs 0", 2, "epochs"),
+    "text too short": ("calibrate {w}/model --data {w}/short.txt {out}", 2, "tokens"),
+    "text empty": ("calibrate {w}/model --data {w}/empty.txt {out}", 2, "empty"),
+    "text missing": ("calibrate {w}/model --data {w}/none.txt {out}", 2, "none.txt"),
+    "windows too long": ("calibrate {w}/model {data} {out} --sequence-length 65", 2, "64"),
+    "unknown device": ("calibrate {w}/model {data} {out} --device tpu", 2, "tpu"),
+    "unknown recipe": ("calibrate {w}/model {data} {out} --recipe good", 2, "paper"),
+    "overlapping bit groups": ("calibrate {w}/model {data} {out} --recipe {w}/overlapping.toml", 2, "overlap"),
+    "incomplete bit groups": ("calibrate {w}/model {data} {out} --recipe {w}/incomplete.toml", 2, "missing"),
+    "unknown setting": ("calibrate {w}/model {data} {out} --recipe {w}/unknown.toml", 2, "speed"),
+    "output taken": ("calibrate {w}/model {data} --output {w}", 2, "empty"),
+    "output missing": ("calibrate {w}/model {data}", 2, "--output"),
+    "unknown command": ("quantize", 2, "quantize"),
+    "weights truncated": ("calibrate {w}/truncated {data} {out}", 2, "safetensors"),
+    "no artifact": ("evaluate {w}/nowhere {data}", 2, "nowhere"),
+    "width not in the artifact": ("generate {w}/artifact --prompt a --bits 9", 2, "9 bits"),
+    "prompt empty": ("generate {w}/artifact --prompt  --bits 4", 2, "prompt"),
+    "evaluate: windows too long": ("evaluate {w}/artifact {data} --sequence-length 65", 2, "64"),
+    "plot of another kind": ("evaluate {w}/artifact {data} --plot plot.pdf", 2, ".png"),
+    "artifact altered": ("info {w}/altered", 1, "altered"),
+    "artifact truncated": ("info {w}/cut", 1, "bytes"),
+    "artifact of another version": ("info {w}/newer", 1, "version 2"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(workplace):
+    """Damaged copies and wrong recipes beside the good ones."""
+    copy_tree(workplace / "model", workplace / "bert", {"config.json": lambda text: text.replace('"llama"', '"bert"')})
+    copy_tree(workplace / "model", workplace / "truncated", {"model.safetensors": lambda data: data[:-100]})
+    shard = "elastic-00001-of-00002.safetensors"
+    copy_tree(workplace / "artifact", workplace / "cut", {shard: lambda data: data[:-100]})
+    flip = lambda data: data[:-50] + bytes([data[-50] ^ 1]) + data[-49:]  # noqa: E731
+    copy_tree(workplace / "artifact", workplace / "altered", {shard: flip})
+    newer = lambda text: text.replace('"version": 1', '"version": 2')  # noqa: E731
+    copy_tree(workplace / "artifact", workplace / "newer", {"quept.json": newer})
+    for name, text in {
+        "overlapping": 'name = "x"\nbits = "2-4"\ngroups = [[4, 3], [3, 2]]\n',
+        "incomplete": 'name = "x"\nbits = "2-4"\ngroups = [[4], [2]]\n',
+        "unknown": 'name = "x"\nbits = "2-4"\nspeed = 3\n',
+    }.items():
+        (workplace / f"{name}.toml").write_text(text)
+    return workplace
+
+
+def copy_tree(source: Path, target: Path, changes: dict) -> None:
+    target.mkdir()
+    for path in source.iterdir():
+        data = path.read_bytes()
+        if change := changes.get(path.name):
+            data = change(data.decode()).encode() if path.suffix == ".json" else change(data)
+        (target / path.name).write_bytes(data)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_paragraph_without_traceback_and_leaves_nothing(broken, tmp_path, capfd, name):
+    template, code, told = MISTAKES[name]
+    output = tmp_path / "out"
+    filled = {"w": str(broken), "data": f"--data {broken}/text.txt", "out": f"--output {output}"}
+    arguments = template.format(**filled).split(" ")
+    if arguments[0] == "calibrate":
+        for option, value in zip(SMALL[::2], SMALL[1::2], strict=False):
+            arguments += [option, value] if option not in arguments else []
+    capfd.readouterr()
+    assert run(*arguments) == code
+    shown = capfd.readouterr().err
+    assert told in shown
+    assert "Traceback" not in shown
+    message = shown.strip()
+    assert message.startswith("error:") is ("Usage:" not in message)
+    assert "\n\n" not in message or "Usage:" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_reported_and_leaves_no_half_written_file(workplace, tmp_path, capfd, monkeypatch):
+    import quept.storage.tensors as tensors
+
+    def full(*arguments: object, **options: object) -> None:
+        Path(str(arguments[1])).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    arguments = ("calibrate", workplace / "model", "-o", tmp_path / "out", "--data", workplace / "text.txt", *SMALL)
+    assert run(*arguments) == 1
+    assert "disk is full" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_says_how_to_go_on(workplace, tmp_path, capfd, monkeypatch):
+    from quept.calibration import pipeline
+
+    monkeypatch.setattr(pipeline, "reconstruct", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    arguments = ("calibrate", workplace / "model", "-o", tmp_path / "out", "--data", workplace / "text.txt", *SMALL)
+    assert run(*arguments) == 130
+    assert "--resume" in capfd.readouterr().err
