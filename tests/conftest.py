@@ -10,6 +10,9 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+# Tests run side by side, one to a core; threads of several would only wait for one another.
+torch.set_num_threads(1)
+
 VOCABULARY = 96
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # An intermediate size that no usual group size divides; fewer key-value heads than heads where the family can.

@@ -23,6 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
+        temporary.unlink(missing_ok=True)  # left by a killed process, perhaps with another mode
         temporary.touch()
         mode = temporary.stat().st_mode  # by the umask; some writers make files that only their owner can read
         yield temporary

@@ -35,7 +35,7 @@ class ChannelScales:
             weight = weight_of(block.get_submodule(path))
             weight.mul_(scale)
         for path, scale in self.rows.items():
-            producer = block.get_submodule(path)
+            producer: Any = block.get_submodule(path)
             if architecture.is_linear(path):
                 weight_of(producer).div_(scale.unsqueeze(1))
             else:

@@ -1,0 +1,446 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from quept.errors import InvalidInput
+from quept.nn import DerivedWeights, ElasticLinear, replace_linears
+from quept.numerics import affine
+from quept.spec import Adapter, BitGroups, Granularity, WeightSpec
+
+WIDTHS = range(2, 9)
+ENTRIES = ("weight", "scale", "rounding")
+KINDS = ("cascade", "shared", "independent", "none")
+OUT, IN, RANK, GROUP_SIZE = 6, 20, 2, 8  # twenty inputs are no multiple of eight
+
+
+def spec_for(entry="weight", kind="cascade", bits=WIDTHS, rank=RANK):
+    return WeightSpec(
+        groups=BitGroups.partition(bits),
+        granularity=Granularity(group_size=GROUP_SIZE, grouped_bits=(2, 3)),
+        adapter=Adapter(kind=kind, entry=entry, rank=rank),
+    )
+
+
+def elastic(entry="weight", kind="cascade", *, learned=True, dtype=torch.float32, bias=True, seed=0):
+    """A small layer; `learned` gives its adapter and clipping values as if it had been calibrated."""
+    generator = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(IN, OUT, bias=bias)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    layer = ElasticLinear.from_linear(linear.to(dtype), spec_for(entry, kind), "block.linear")
+    layer.reset_adapter(generator)
+    if learned:
+        with torch.no_grad():
+            layer.B.copy_(torch.randn(layer.B.shape, generator=generator))
+            for logits in layer.clipping.values():
+                logits.copy_(torch.randn(logits.shape, generator=generator) + 1)
+    return layer
+
+
+def unclipped(layer):
+    with torch.no_grad():
+        for logits in layer.clipping.values():
+            logits.fill_(40.0)  # sigmoid(40) is 1 in float32
+    return layer
+
+
+def weight_by_loops(layer, bits):
+    """The weight at a width out of the method's formulas, row by row and group by group."""
+    adapter, f = layer.spec.adapter, np.float32
+    position = next(i for i, group in enumerate(layer.spec.groups.groups) if bits in group)
+    start, stop = {
+        "cascade": (0, RANK * (position + 1)),
+        "shared": (0, RANK * len(layer.spec.groups)),
+        "independent": (RANK * position, RANK * (position + 1)),
+        "none": (0, 0),
+    }[adapter.kind]
+    factors = (layer.B.detach().double().numpy(), layer.A.detach().double().numpy())
+    product = sum((np.outer(factors[0][:, r], factors[1][r]) for r in range(start, stop)), np.zeros((OUT, IN))).astype(
+        f
+    )
+    master = layer.weight.detach().float().numpy()
+    if adapter.entry == "weight":
+        master = master + product
+    logits = layer.clipping[str(bits)].detach().double().numpy()
+    size = GROUP_SIZE if bits in (2, 3) else IN
+    result = np.zeros((OUT, IN), dtype=f)
+    for row in range(OUT):
+        for group, first in enumerate(range(0, IN, size)):
+            part = slice(first, min(first + size, IN))
+            low_share, high_share = (1 / (1 + np.exp(-logits[end, row, group])) for end in (0, 1))
+            values = master[row, part]
+            low, high = f(min(values.min(), 0) * low_share), f(max(values.max(), 0) * high_share)
+            scale = f((high - low) / f(2**bits - 1))
+            zero_point = np.rint(-low / scale)
+            steps = values / scale
+            if adapter.entry == "scale":
+                steps = np.rint(steps + product[row, part])
+            elif adapter.entry == "rounding" and adapter.kind != "none":
+                # AdaRound's rectified sigmoid, started where it gives each weight's own fraction.
+                fraction = (steps - np.floor(steps)).astype(np.float64)
+                start_logit = np.log((fraction + 0.1) / (1.1 - fraction))
+                up = 1.2 / (1 + np.exp(-(start_logit + product[row, part]))) - 0.1
+                steps = np.floor(steps) + (up >= 0.5)
+            else:
+                steps = np.rint(steps)
+            codes = np.clip(steps + zero_point, 0, 2**bits - 1)
+            result[row, part] = (codes - zero_point) * scale
+    return torch.from_numpy(result)
+
+
+# The weight at a width
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_without_adapter_and_clipping_a_width_is_rounding_to_nearest(entry, bits):
+    layer = unclipped(elastic(entry, learned=False))
+    assert layer.B.numel() > 0
+    assert not layer.B.any()
+    assert bool(layer.A.any())
+    torch.testing.assert_close(layer.derive(bits), layer.nearest(bits))
+    assert not torch.equal(layer.nearest(bits), layer.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_weight_at_every_width_equals_the_methods_formulas(entry, kind):
+    layer = elastic(entry, kind)
+    for bits in WIDTHS:
+        torch.testing.assert_close(layer.derive(bits).detach(), weight_by_loops(layer, bits), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_dequantized_codes_equal_the_derived_weight_bit_for_bit(entry, dtype):
+    layer = elastic(entry, dtype=dtype)
+    layer.B.requires_grad_(True)
+    for bits in WIDTHS:
+        codes, grid = layer.codes(bits)
+        assert codes.dtype == torch.uint8
+        assert codes.shape == (OUT, layer.scales_per_row(bits), GROUP_SIZE if bits in (2, 3) else IN)
+        assert grid.scale.shape == grid.zero_point.shape == (OUT, layer.scales_per_row(bits), 1)
+        assert int(codes.max()) <= grid.maximum == 2**bits - 1
+        weight = affine.join_groups(affine.dequantize(codes, grid), IN).to(dtype)
+        derived = layer.derive(bits)
+        assert derived.dtype == dtype
+        assert torch.equal(weight, derived)
+
+
+def test_nearest_is_the_rounding_of_the_weight_before_it_was_smoothed():
+    layer, plain = elastic(), elastic()
+    scale = torch.exp2(torch.arange(IN).remainder(5) - 2.0)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+        layer.input_scale.copy_(scale)
+    for bits in WIDTHS:
+        assert torch.equal(layer.nearest(bits) / scale, plain.nearest(bits))
+
+
+def test_soft_rounding_in_training_starts_at_the_weight_and_returns_its_shares():
+    layer = unclipped(elastic("rounding", learned=False))
+    assert layer.trains_rounding
+    assert not elastic("rounding", "none").trains_rounding
+    assert not elastic("weight").trains_rounding
+    soft, up = layer.derive_soft(4)
+    within = 0.5 * layer.codes(4)[1].scale.squeeze(1)  # the grid's ends may lie half a step inside the range
+    assert bool(((soft - layer.weight).abs() <= within * 1.001).all())
+    assert float((soft - layer.weight).abs().median()) < 1e-5
+    assert up.numel() == layer.weight.numel()
+
+
+def test_scales_per_row_count_the_ragged_last_group():
+    layer = elastic()
+    assert [layer.scales_per_row(bits) for bits in (2, 3, 4, 8)] == [3, 3, 1, 1]
+
+
+def test_a_rank_above_the_layers_size_is_refused_with_its_name():
+    linear = nn.Linear(IN, OUT)
+    assert ElasticLinear.from_linear(linear, spec_for(rank=OUT), "block.linear").A.shape[0] == 4 * OUT
+    with pytest.raises(InvalidInput, match=rf"rank {OUT + 1} .*block\.linear, {OUT} x {IN}; .*at most {OUT}\."):
+        ElasticLinear.from_linear(linear, spec_for(rank=OUT + 1), "block.linear")
+    # Without an adapter no rank is needed, so none is too large.
+    ElasticLinear.from_linear(linear, spec_for(kind="none", rank=1000), "block.linear")
+
+
+def test_a_width_that_was_not_calibrated_cannot_be_derived():
+    layer = ElasticLinear.from_linear(nn.Linear(IN, OUT), spec_for(bits=(2, 4)), "block.linear")
+    with pytest.raises(InvalidInput, match=r"3 bits are not in the calibrated set \[2, 4\]"):
+        layer.derive(3)
+
+
+def test_the_adapter_is_drawn_from_its_seed_within_the_kaiming_bound():
+    first, again, other = (elastic(learned=False, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.A, again.A)
+    assert not torch.equal(first.A, other.A)
+    bound = IN**-0.5
+    assert 0.8 * bound < float(first.A.abs().max()) <= bound
+
+
+# The forward pass
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_forward_pass_multiplies_by_the_weight_in_force_and_adds_the_bias(bias):
+    layer = elastic(bias=bias)
+    assert (layer.bias is not None) == bias
+    hidden = torch.randn(2, 3, IN, generator=torch.Generator().manual_seed(1))
+    offset = layer.bias if bias else torch.zeros(OUT)
+    for bits in (None, *WIDTHS):
+        layer.bits = bits
+        weight = layer.weight if bits is None else layer.derive(bits)
+        torch.testing.assert_close(layer(hidden), hidden @ weight.T + offset)
+    layer.override = torch.zeros(OUT, IN)
+    torch.testing.assert_close(layer(hidden), offset.expand(2, 3, OUT))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_new_layer_runs_at_full_precision_like_the_linear_it_came_from(dtype):
+    linear = nn.Linear(IN, OUT).to(dtype)
+    hidden = torch.randn(3, IN, dtype=dtype)
+    layer = ElasticLinear.from_linear(linear, spec_for(), "x")
+    assert torch.equal(layer(hidden), linear(hidden))
+
+
+def test_a_conv1d_becomes_a_layer_with_the_same_output():
+    conv = Conv1D(OUT, IN)
+    nn.init.normal_(conv.weight)
+    nn.init.normal_(conv.bias)
+    hidden = torch.randn(2, 3, IN)
+    layer = ElasticLinear.from_linear(conv, spec_for(), "x")
+    assert (layer.out_features, layer.in_features) == (OUT, IN)
+    assert layer.weight.is_contiguous()
+    torch.testing.assert_close(layer(hidden), conv(hidden))
+
+
+def test_replacing_linears_leaves_the_blocks_function_and_its_other_modules():
+    block = nn.Sequential()
+    block.add_module("first", nn.Linear(IN, OUT))
+    block.add_module("inner", nn.Sequential(nn.Linear(OUT, OUT), nn.GELU()))
+    hidden = torch.randn(2, IN)
+    before, gelu = block(hidden), block.inner[1]
+    replaced = replace_linears(block, "layers.3", ("first", "inner.0"), spec_for())
+    assert {name: layer.path for name, layer in replaced.items()} == {
+        "first": "layers.3.first",
+        "inner.0": "layers.3.inner.0",
+    }
+    assert block.first is replaced["first"]
+    assert block.inner[0] is replaced["inner.0"]
+    assert block.inner[1] is gelu
+    assert torch.equal(block(hidden), before)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_gradients_reach_only_the_slice_and_the_clipping_of_the_width_in_use(bits):
+    layer = elastic()
+    factors, clipping = layer.trainable()
+    assert {id(p) for p in factors} == {id(layer.A), id(layer.B)}
+    assert len(clipping) == len(WIDTHS)
+    for parameter in factors + clipping:
+        parameter.requires_grad_(True)
+    layer.bits = bits
+    upstream = torch.randn(4, OUT, generator=torch.Generator().manual_seed(2))
+    (layer(torch.randn(4, IN, generator=torch.Generator().manual_seed(3))) * upstream).sum().backward()
+    used = RANK * (layer.spec.groups.index(bits) + 1)
+    assert bool(layer.A.grad[:used].any(1).all())
+    assert bool(layer.B.grad[:, :used].any(0).all())
+    assert not layer.A.grad[used:].any()
+    assert not layer.B.grad[:, used:].any()
+    for name, logits in layer.clipping.items():
+        assert (logits.grad is not None) == (name == str(bits))
+    assert bool(layer.clipping[str(bits)].grad.flatten(1).any(1).all())
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_gradients_equal_those_of_the_methods_formula_in_plain_autograd(bits):
+    layer = elastic()
+    used = RANK * (layer.spec.groups.index(bits) + 1)
+    names = ("A", "B", f"clipping.{bits}")
+    leaves = [layer.get_parameter(name).requires_grad_(True) for name in names]
+    upstream = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(2))
+    got = torch.autograd.grad(layer.derive(bits), leaves, upstream)
+
+    factor_a, factor_b, logits = (leaf.detach().double().requires_grad_(True) for leaf in leaves)
+    moved = layer.weight.double() + factor_b[:, :used] @ factor_a[:used]
+    columns = []
+    size = GROUP_SIZE if bits in (2, 3) else IN
+    for group, part in enumerate(moved.split(size, dim=1)):
+        low = torch.sigmoid(logits[0, :, group]) * part.amin(1).clamp_max(0)
+        high = torch.sigmoid(logits[1, :, group]) * part.amax(1).clamp_min(0)
+        scale = ((high - low) / (2**bits - 1)).unsqueeze(1)
+        start, steps = -low.unsqueeze(1) / scale, part / scale
+        zero_point = start + (start.round() - start).detach()
+        steps = steps + (steps.round() - steps).detach()
+        columns.append(scale * (torch.clamp(steps + zero_point, 0, 2**bits - 1) - zero_point))
+    expected = torch.autograd.grad(torch.cat(columns, 1), (factor_a, factor_b, logits), upstream.double())
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("cascade", True), ("shared", True), ("independent", False)])
+def test_training_a_low_width_moves_a_high_one_only_through_a_shared_slice(kind, moves):
+    layer = elastic(kind=kind)
+    before = {bits: layer.derive(bits).detach() for bits in (2, 8)}
+    factors, _ = layer.trainable()
+    optimizer = torch.optim.SGD([p.requires_grad_(True) for p in factors], lr=0.5)
+    (layer.derive(2) - layer.weight).abs().sum().backward()
+    optimizer.step()
+    assert not torch.equal(layer.derive(2), before[2])
+    assert torch.equal(layer.derive(8), before[8]) == (not moves)
+
+
+# What must stay in float32
+
+
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [
+        (lambda layer: layer.half(), torch.float16),
+        (lambda layer: layer.to(torch.bfloat16), torch.bfloat16),
+        (lambda layer: layer.to(torch.float64), torch.float64),
+        (lambda layer: nn.Sequential(layer).to("cpu", torch.float16)[0], torch.float16),
+    ],
+)
+def test_changing_the_dtype_leaves_the_learned_parameters_exactly_as_they_are(convert, dtype):
+    layer = elastic()
+    with torch.no_grad():
+        layer.input_scale.copy_(torch.linspace(0.1, 3, IN))
+    learned = {"A": layer.A, "B": layer.B, "input_scale": layer.input_scale}
+    learned |= {f"clipping.{bits}": logits for bits, logits in layer.clipping.items()}
+    before = {name: value.detach().clone() for name, value in learned.items()}
+    layer = convert(layer)
+    assert layer.weight.dtype == layer.bias.dtype == dtype
+    after = layer.state_dict()
+    for name, value in before.items():
+        assert after[name].dtype == torch.float32
+        assert torch.equal(after[name], value)
+    layer.bits = 3
+    assert layer(torch.ones(1, IN, dtype=dtype)).dtype == dtype
+    assert {name for name, _ in layer.named_parameters()} >= {"A", "B", "clipping.2", "clipping.8"}
+
+
+# Derived weights kept in memory
+
+
+def tensor_of(numbers):
+    return torch.zeros(numbers)
+
+
+def test_the_least_recently_used_weight_goes_first_and_the_budget_holds():
+    kept, derived = DerivedWeights(budget=3 * 40), []
+
+    def derive(bits):
+        derived.append(bits)
+        return tensor_of(10)
+
+    for bits in (2, 3, 4, 2, 5):  # 2 is used again, so 3 is the oldest when 5 needs room
+        kept.get("a", bits, derive)
+        assert kept.resident == sum(kept.widths().values()) <= 120
+    assert kept.widths() == {2: 40, 4: 40, 5: 40}
+    kept.get("a", 2, derive)
+    assert derived == [2, 3, 4, 5]
+    kept.get("a", 3, derive)
+    assert derived == [2, 3, 4, 5, 3]
+    assert kept.widths() == {2: 40, 3: 40, 5: 40}
+
+
+def test_a_large_weight_pushes_out_as_many_as_it_needs_but_none_if_it_never_fits():
+    kept = DerivedWeights(budget=100)
+    for path in "ab":
+        kept.get(path, 2, lambda bits: tensor_of(10))
+    kept.get("c", 8, lambda bits: tensor_of(26))
+    assert kept.widths() == {2: 80}
+    kept.get("c", 8, lambda bits: tensor_of(25))
+    assert kept.widths() == {8: 100}
+    assert kept.resident == 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_budget_counts_bytes_not_numbers(dtype):
+    kept = DerivedWeights(budget=1000)
+    kept.get("a", 2, lambda bits: torch.zeros(10, dtype=dtype))
+    assert kept.resident == 10 * torch.zeros((), dtype=dtype).element_size()
+
+
+def test_without_a_budget_every_weight_stays_and_a_budget_of_zero_keeps_none():
+    unlimited, none = DerivedWeights(), DerivedWeights(budget=0)
+    for bits in WIDTHS:
+        unlimited.get("a", bits, lambda bits: tensor_of(10))
+        assert none.get("a", bits, lambda bits: tensor_of(10)).numel() == 10
+    assert list(unlimited.widths()) == list(WIDTHS)
+    assert none.resident == 0
+
+
+def test_forgetting_drops_the_weights_of_one_layer_only():
+    kept = DerivedWeights()
+    for path in ("a", "ab"):
+        for bits in (2, 8):
+            kept.get(path, bits, lambda bits: tensor_of(10))
+    kept.forget("a")
+    assert kept.resident == 80
+    assert kept.get("ab", 2, pytest.fail).numel() == 10
+
+
+def counted(layer):
+    """The layer with a residency, and the list of widths it has derived."""
+    derived, original = [], layer.derive
+
+    def derive(bits):
+        derived.append(bits)
+        return original(bits)
+
+    layer.derive, layer.residency = derive, DerivedWeights()
+    return layer, derived
+
+
+def test_the_forward_pass_derives_a_width_once_and_gives_the_same_output():
+    layer, derived = counted(elastic())
+    hidden = torch.randn(2, IN)
+    outputs = []
+    for bits in (2, 8, 2, 8):
+        layer.bits = bits
+        outputs.append(layer(hidden))
+    assert derived == [2, 8]
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+    assert not torch.equal(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], F.linear(hidden, elastic().derive(2), layer.bias))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.load_state_dict(elastic(seed=1).state_dict()),
+        lambda layer: layer.load_state_dict(elastic(seed=1).state_dict(), assign=True),
+        lambda layer: nn.Sequential(layer).load_state_dict(nn.Sequential(elastic(seed=1)).state_dict()),
+    ],
+)
+def test_loading_a_state_forgets_what_was_derived_before(change):
+    layer, derived = counted(elastic())
+    layer.bits = 3
+    layer(torch.ones(1, IN))
+    change(layer)
+    hidden = torch.randn(2, IN)
+    expected = elastic(seed=1)
+    expected.bits = 3
+    assert torch.equal(layer(hidden), expected(hidden))
+    assert derived == [3, 3]
+
+
+def test_moving_a_layer_forgets_what_was_derived_before():
+    layer, derived = counted(elastic())
+    layer.bits = 3
+    layer(torch.ones(1, IN))
+    nn.Sequential(layer).to(torch.float64)
+    assert layer.residency.resident == 0
+    assert layer(torch.ones(1, IN, dtype=torch.float64)).dtype == torch.float64
+    assert derived == [3, 3]

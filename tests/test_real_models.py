@@ -1,0 +1,44 @@
+"""On real models: what calibration is for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import quept
+from quept.architectures.checkpoint import open_model, open_tokenizer
+from quept.data import token_stream
+from quept.evaluation import evaluate_widths
+
+ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+
+pytestmark = [
+    pytest.mark.assets,
+    pytest.mark.skipif(not ASSETS.is_dir(), reason="needs the real models and data in ../shared/assets"),
+]
+
+
+def test_stories260k_keeps_its_language_at_every_width(tmp_path):
+    recipe = quept.load_recipe("paper")
+    recipe = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=4))
+    quept.calibrate(
+        ASSETS / "lm" / "stories260K",
+        tmp_path / "out",
+        data=ASSETS / "text" / "tinystories.calibration.txt",
+        recipe=recipe,
+        samples=128,
+        sequence_length=256,
+    )
+    model = quept.load(tmp_path / "out")
+    tokens = token_stream(
+        ASSETS / "text" / "tinystories.test.txt", open_tokenizer(tmp_path / "out"), max_tokens=12_000
+    )
+    result = evaluate_widths(model, tokens, recipe.bits, sequence_length=256, baseline=True)
+    share = {row.bits: row.perplexity / row.baseline for row in result.results}
+    assert share[2] <= 1 / 5
+    assert share[3] <= 0.75
+    assert all(share[bits] <= 1.03 for bits in (4, 5, 6, 7, 8))
+
+    original = open_model(ASSETS / "lm" / "stories260K")
+    with torch.inference_mode():
+        assert torch.equal(model(tokens[None, :256]).logits, original(tokens[None, :256]).logits)
