@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.architectures import Architecture
+from quept.architectures.checkpoint import quiet
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Entrance:
     @torch.no_grad()
     def hidden_states(self, windows: Tensor) -> Tensor:
         """The first block's input for token windows `(batch, tokens)`."""
-        self._base(input_ids=windows, use_cache=False)
+        with quiet():
+            self._base(input_ids=windows, use_cache=False)
         hidden = self._recorders[0].hidden
         assert hidden is not None
         return hidden

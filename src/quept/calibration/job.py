@@ -154,7 +154,7 @@ def choose_device(name: str) -> torch.device:
 def _stored_dtype(model: Any) -> str:
     name = str(model.dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise InvalidInput(f"The model's weights are {name}; quept takes {', '.join(DTYPES)}.")
+        raise InvalidInput(f"The model's weights are {name}; quept takes {', '.join(DTYPES)}. Convert it first.")
     return name
 
 

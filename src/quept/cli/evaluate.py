@@ -1,5 +1,6 @@
 """`quept evaluate`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,44 +102,57 @@ def measure(
     from quept.spec import parse_bits
 
     wanted = None if bits is None else parse_bits(bits)
-    opened, tokenizer, default_length, calibrated = open_any(model, recipe, device, dtype)
-    widths = wanted or _widths(opened)
-    tokens = token_stream(data, tokenizer, max_tokens=max_tokens)
+    opened = open_any(model, recipe, device, dtype)
+    widths = wanted or _widths(opened.model)
+    tokens = token_stream(data, opened.tokenizer, max_tokens=max_tokens)
     with bar(quiet) as progress:
         task = progress.add_task("", detail="")
         return evaluate_widths(
-            opened,
+            opened.model,
             tokens,
-            widths if calibrated or baseline else (),
-            sequence_length=sequence_length or default_length,
+            widths if opened.calibrated or baseline else (),
+            sequence_length=sequence_length or opened.sequence_length,
             stride=stride,
-            calibrated=calibrated,
+            calibrated=opened.calibrated,
             baseline=baseline,
+            stored=opened.stored,
             progress=lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
         )
 
 
-def open_any(model: str, recipe: str, device: str, dtype: str) -> tuple[Any, Any, int, bool]:
-    """The model with elastic layers, its tokenizer, its window length, and whether it was calibrated."""
-    import torch
+@dataclass(frozen=True)
+class Opened:
+    """A model with elastic layers, and what evaluating it needs: `stored` is its checkpoint's dtype."""
 
+    model: Any
+    tokenizer: Any
+    sequence_length: int
+    calibrated: bool
+    stored: Any
+
+
+def open_any(model: str, recipe: str, device: str, dtype: str) -> Opened:
+    """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
     from quept.architectures.checkpoint import open_model, open_tokenizer
+    from quept.calibration.capture import cast_parameters
     from quept.calibration.job import choose_device
     from quept.precision import make_elastic
     from quept.recipes import load_recipe
-    from quept.storage import is_artifact, load
+    from quept.storage import DTYPES, is_artifact, load
 
     where = choose_device(device)
     exact = choose_dtype(dtype, where)
     if is_artifact(model):
         loaded = load(model, device=where, dtype=exact)
-        return loaded, open_tokenizer(model), loaded.quept_manifest.recipe.data.sequence_length, True
-    spec = load_recipe(recipe).weight_spec
-    plain = open_model(model, exact)
-    tokenizer = open_tokenizer(model)
-    make_elastic(plain, spec.updated(adapter={"kind": "none"}))
-    limit = getattr(plain.config, "max_position_embeddings", None) or 2048
-    return plain.to(torch.device(where)), tokenizer, min(2048, limit), False
+        manifest = loaded.quept_manifest
+        length = manifest.recipe.data.sequence_length
+        return Opened(loaded, open_tokenizer(model), length, True, DTYPES[manifest.dtype])
+    spec = load_recipe(recipe).weight_spec.updated(adapter={"kind": "none"})
+    plain = open_model(model)
+    stored = plain.dtype
+    make_elastic(cast_parameters(plain, exact or stored).to(where), spec)
+    length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)
+    return Opened(plain, open_tokenizer(model), length, False, stored)
 
 
 def choose_dtype(name: str, device: Any) -> Any:

@@ -27,7 +27,7 @@ def info(
         ("quantized weights", f"{parameters:,} in {len(elastic_linears(model))} linears"),
         ("weights' dtype", manifest.dtype),
         ("on disk, all widths", size(stored)),
-        ("full precision", size(full_precision_bytes(model))),
+        ("full precision", size(full_precision_bytes(model, model.dtype))),
         (
             "recipe",
             f"{recipe.name}: {recipe.adapter.kind} adapter of rank {recipe.adapter.rank} per group, groups "
@@ -57,7 +57,7 @@ def info(
         widths.append(
             {
                 "bits": bits,
-                "bytes": packed_bytes(model, bits),
+                "bytes": packed_bytes(model, bits, model.dtype),
                 "error_ratio": calibrated / rounding if rounding else 1.0,
             }
         )

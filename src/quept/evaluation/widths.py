@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quept.evaluation.perplexity import perplexity
@@ -47,12 +48,14 @@ def evaluate_widths(
     stride: int | None = None,
     calibrated: bool = True,
     baseline: bool = False,
+    stored: torch.dtype | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Perplexity of an elastic model at full precision and at each width, on the same tokens.
 
     `calibrated=False` leaves out the calibrated widths (for a model that was not), `baseline=True` adds plain
-    rounding to nearest at the same granularity. `progress` is told what is measured, windows done and in total.
+    rounding to nearest at the same granularity. `stored` is the checkpoint's dtype, for the sizes (None: the dtype
+    that the model is held in). `progress` is told what is measured, windows done and in total.
     """
 
     def measure(label: str) -> float:
@@ -71,11 +74,11 @@ def evaluate_widths(
         if calibrated:
             with at_precision(model, width):
                 value = measure(f"{width} bits")
-        results.append(WidthResult(width, value, rounded.get(width), packed_bytes(model, width)))
+        results.append(WidthResult(width, value, rounded.get(width), packed_bytes(model, width, stored or model.dtype)))
     return Evaluation(
         metric="perplexity",
         full_precision=full_precision,
-        full_precision_bytes=full_precision_bytes(model),
+        full_precision_bytes=full_precision_bytes(model, stored or model.dtype),
         tokens=tokens.numel(),
         sequence_length=sequence_length,
         stride=stride or sequence_length,

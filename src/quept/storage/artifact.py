@@ -17,12 +17,7 @@ from quept.storage.manifest import Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
 REST = "elastic-{:05d}-of-{:05d}"
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def shard_stem(part: int, blocks: int) -> str:
