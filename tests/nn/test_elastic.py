@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from quept.errors import InvalidInput
 from quept.nn import DerivedWeights, ElasticLinear, replace_linears
+from quept.nn.elastic import weight_of
 from quept.numerics import affine
 from quept.spec import Adapter, BitGroups, Granularity, WeightSpec
 
@@ -204,6 +205,16 @@ def test_a_new_layer_runs_at_full_precision_like_the_linear_it_came_from(dtype):
     hidden = torch.randn(3, IN, dtype=dtype)
     layer = ElasticLinear.from_linear(linear, spec_for(), "x")
     assert torch.equal(layer(hidden), linear(hidden))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(IN, OUT), lambda: Conv1D(OUT, IN)])
+def test_the_weight_of_a_linear_is_a_view_that_can_be_scaled_in_place(make):
+    linear, hidden = make().requires_grad_(False), torch.randn(3, IN)
+    scale = torch.exp2(torch.arange(IN).remainder(5) - 2.0)
+    before = linear(hidden)
+    assert weight_of(linear).shape == (OUT, IN)
+    weight_of(linear).mul_(scale)
+    torch.testing.assert_close(linear(hidden / scale), before)
 
 
 def test_a_conv1d_becomes_a_layer_with_the_same_output():
