@@ -30,9 +30,7 @@ def test_stories260k_keeps_its_language_at_every_width(tmp_path):
         sequence_length=256,
     )
     model = quept.load(tmp_path / "out")
-    tokens = token_stream(
-        ASSETS / "text" / "tinystories.test.txt", open_tokenizer(tmp_path / "out"), max_tokens=12_000
-    )
+    tokens = token_stream(ASSETS / "text" / "tinystories.test.txt", open_tokenizer(tmp_path / "out"), max_tokens=12_000)
     result = evaluate_widths(model, tokens, recipe.bits, sequence_length=256, baseline=True)
     share = {row.bits: row.perplexity / row.baseline for row in result.results}
     assert share[2] <= 1 / 5

@@ -1,7 +1,8 @@
 """The method's settings as frozen values; every rule about them is checked here and nowhere else.
 
-A value that exists is a value that is allowed: construction raises `InvalidInput` with what was given, what is
-allowed and what to do. Sections, equations and tables cited below are those of the QuEPT paper
+A value that exists is a value that is allowed. `parse` and `updated` raise `InvalidInput` in one paragraph: what was
+given, what is allowed, what to do; a constructor called directly raises pydantic's ValidationError (a ValueError too).
+Sections, equations and tables cited below are those of the QuEPT paper
 (arXiv 2602.12609, AAAI 2026) and its supplement.
 """
 
@@ -22,6 +23,7 @@ AdapterKind = Literal["cascade", "shared", "independent", "none"]
 AdapterEntry = Literal["weight", "scale", "rounding"]
 MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
 Loss = Literal["mae", "mse"]
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Value(BaseModel):
@@ -193,8 +195,8 @@ class Reconstruction(Value):
     loss: Loss = "mae"
     epochs: Annotated[int, Field(ge=1)] = 15
     batch_size: Annotated[int, Field(ge=1)] = 2
-    adapter_learning_rate: Annotated[float, Field(gt=0)] = 7e-4
-    clipping_learning_rate: Annotated[float, Field(gt=0)] = 2e-2
+    adapter_learning_rate: LearningRate = 7e-4
+    clipping_learning_rate: LearningRate = 2e-2
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
 
 

@@ -300,7 +300,7 @@ def test_a_named_data_set_is_streamed_from_its_files(monkeypatch, name, split):
     expected = {"data_files": {split: source.files[split]}, "split": split, "streaming": True}
     assert hub.calls == [((source.format,), expected)]
     stream = token_stream(name, TOKENIZER, max_tokens=None, split=split)
-    assert stream.tolist() == ids_of("one\ntwo\n" if name == "wikitext2" else "one\n\n\ntwo\n")
+    assert stream.tolist() == ids_of("one\n\n\ntwo\n")
 
 
 def test_a_stream_is_read_only_as_far_as_needed(monkeypatch):
