@@ -4,6 +4,7 @@
     python benchmarks/calibration.py --model DIR --data TEXT      any model, the recipe `paper`
     python benchmarks/calibration.py --shape llama-2-7b           one decoder block of that shape with random weights,
                                                                   extrapolated to the model at the paper's settings
+    python benchmarks/calibration.py --predict                    memory and work of whole models, computed only
 
 Everything runs through `quept.calibrate`, as a user's calibration does. Seconds are this machine's; what carries over
 is the split, the bytes per weight, and the ratios. Peak memory is the process's resident set, less what Python and its
@@ -29,6 +30,8 @@ from quept.calibration import Report
 from quept.spec import Recipe
 
 GIB = 2**30
+# Phases that are the blocks' own passes: training, and moving the streams on.
+PASSES = ("forward and backward", "quantized stream", "full-precision stream")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,28 @@ class Shape:
         """Weights in the linears of one block."""
         key_values = self.hidden // self.heads * self.key_value_heads
         return self.hidden * (2 * self.hidden + 2 * key_values + 3 * self.intermediate)
+
+    def device_bytes(self, tokens: int, element: int) -> int:
+        """Predicted peak on the compute device, for a batch of `tokens` and weights of `element` bytes.
+
+        Per weight: the block's own copy, the derived weight, and for the backward pass a float32 and a mask. Besides:
+        the fake quantizer's temporaries (six float32 copies of the largest linear), and the activations kept for the
+        backward pass (about twelve of the hidden and five of the intermediate size per token).
+        """
+        weights = self.block_weights * (2 * element + 4 + 1)
+        temporaries = 6 * 4 * self.hidden * self.intermediate
+        return weights + temporaries + tokens * (12 * self.hidden + 5 * self.intermediate) * element
+
+    def stream_bytes(self, element: int) -> int:
+        """The two streams of hidden states at the paper's settings."""
+        data = quept.load_recipe("paper").data
+        return 2 * data.samples * data.sequence_length * self.hidden * element
+
+    def petaflop(self) -> float:
+        """Matrix products of the forward and backward passes at the paper's settings, in 1e15."""
+        paper = quept.load_recipe("paper")
+        tokens = paper.data.samples * paper.data.sequence_length * paper.reconstruction.epochs * len(paper.groups)
+        return 6 * self.block_weights * tokens * self.blocks / 1e15
 
 
 SHAPES = {
@@ -67,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, help="tokens a window (default: the recipe's; 512 with --shape)")
     parser.add_argument("--epochs", type=int, help="epochs (default: the recipe's; 2 with --shape)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--predict", action="store_true", help="print predictions for whole models, and stop")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser.parse_args()
 
@@ -122,25 +148,48 @@ def extrapolate(shape: Shape, report: Report, peak: int) -> dict[str, Any]:
     tokens = paper.data.samples * paper.data.sequence_length
     per_token = report.seconds["forward and backward"] / report.trained_tokens
     passes = tokens * paper.reconstruction.epochs * len(paper.groups)
-    streams = 2 * tokens * shape.hidden * (2 if report.manifest.provenance.compute_dtype == "bfloat16" else 4)
+    element = 2 if report.manifest.provenance.compute_dtype == "bfloat16" else 4
+    batch = trained.reconstruction.batch_size * trained.data.sequence_length
+    on_host = 2 * shape.block_weights if report.manifest.provenance.device == "cpu" else 0  # the bfloat16 original
     return {
         "block_weights": shape.block_weights,
         "bytes_per_weight_at_peak": (peak - report.stream_bytes) / shape.block_weights,
-        "measured_batch_tokens": trained.reconstruction.batch_size * trained.data.sequence_length,
+        "batch_tokens": batch,
+        "predicted_peak_bytes": shape.device_bytes(batch, element) + on_host,
         "seconds_per_token_and_width": per_token,
         "whole_model_hours": per_token * passes * shape.blocks / 3600,
-        "whole_model_stream_bytes": streams,
-        "whole_model_petaflop": 6 * shape.block_weights * passes * shape.blocks / 1e15,
+        "whole_model_stream_bytes": shape.stream_bytes(element),
+        "whole_model_petaflop": shape.petaflop(),
     }
+
+
+def predict(console: Console) -> None:
+    """Whole models at the paper's settings on a GPU: one block in bfloat16, batches of 2 x 2,048 tokens."""
+    table = Table("shape", "blocks", "weights per block", "GPU memory", "streams (host)", "model (host)", "PFLOP")
+    for name, shape in SHAPES.items():
+        table.add_row(
+            name,
+            str(shape.blocks),
+            f"{shape.block_weights / 1e6:,.0f} M",
+            f"{shape.device_bytes(2 * 2048, 2) / GIB:.1f} GiB",
+            f"{shape.stream_bytes(2) / GIB:.1f} GiB",
+            f"{2 * shape.blocks * shape.block_weights / GIB:.0f} GiB",
+            f"{shape.petaflop():,.0f}",
+        )
+    console.print(table)
 
 
 def main() -> None:
     options = arguments()
+    console = Console(highlight=False)
+    if options.predict:
+        predict(console)
+        return
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         report = run(options, Path(folder) / "artifact")
     peak = peak_memory() - before
-    useful = report.seconds["forward and backward"]
+    useful = sum(report.seconds.get(phase, 0.0) for phase in PASSES)
     figures: dict[str, Any] = {
         "torch_threads": torch.get_num_threads(),
         "device": report.manifest.provenance.device,
@@ -154,7 +203,6 @@ def main() -> None:
     }
     if options.shape:
         figures["extrapolation"] = extrapolate(SHAPES[options.shape], report, figures["peak_memory_bytes"])
-    console = Console(highlight=False)
     split = Table("phase", "seconds", "share")
     for phase, seconds in sorted(report.seconds.items(), key=lambda item: -item[1]):
         split.add_row(phase, f"{seconds:.2f}", f"{seconds / report.total_seconds:.1%}")

@@ -94,6 +94,13 @@ def check_and_digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def cast_parameters(module: Any, dtype: torch.dtype) -> Any:
+    """Cast a module's parameters in place; buffers stay, since rotary frequencies must keep their precision."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers and its Hub client; quept reports for itself."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from quept.architectures import Architecture
-from quept.calibration.capture import BlockCall, cast_parameters
+from quept.architectures.checkpoint import cast_parameters
+from quept.calibration.capture import BlockCall
 from quept.nn import DerivedWeights, ElasticLinear, replace_linears
 from quept.spec import WeightSpec
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.architectures import Architecture
-from quept.architectures.checkpoint import quiet
+from quept.architectures.checkpoint import cast_parameters, quiet
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,6 @@ class Entrance:
         """How the model calls each of its blocks for windows of this length."""
         self.hidden_states(windows[:1])
         return [recorder.call for recorder in self._recorders if recorder.call is not None]
-
-
-def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast a module's parameters in place; buffers stay, since rotary frequencies must keep their precision."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return module
 
 
 def _move(value: Any, device: torch.device) -> Any:

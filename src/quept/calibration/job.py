@@ -14,6 +14,7 @@ from quept import __version__
 from quept.architectures import Architecture, architecture_of
 from quept.architectures.checkpoint import check_and_digest, open_model, open_tokenizer, read_config
 from quept.data import digest, token_windows
+from quept.devices import choose_device
 from quept.errors import InvalidInput
 from quept.nn.elastic import check_rank, weight_of
 from quept.recipes import load_recipe
@@ -140,15 +141,6 @@ def _windows(data: str | Path | Tensor, tokenizer: Any, vocabulary: int, recipe:
             f"has {vocabulary}; use the model's own tokenizer."
         )
     return windows
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means here; `InvalidInput` for anything else."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InvalidInput(f"The device {name!r} is not known; choose auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("The device is cuda, but torch sees no CUDA device; choose auto or cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _stored_dtype(model: Any) -> str:

@@ -133,9 +133,8 @@ class Opened:
 
 def open_any(model: str, recipe: str, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
-    from quept.architectures.checkpoint import open_model, open_tokenizer
-    from quept.calibration.capture import cast_parameters
-    from quept.calibration.job import choose_device
+    from quept.architectures.checkpoint import cast_parameters, open_model, open_tokenizer
+    from quept.devices import choose_device
     from quept.precision import make_elastic
     from quept.recipes import load_recipe
     from quept.storage import DTYPES, is_artifact, load

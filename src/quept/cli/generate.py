@@ -25,7 +25,7 @@ def generate(
 
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
-    from quept.calibration.job import choose_device
+    from quept.devices import choose_device
     from quept.storage import load
 
     model = load(directory, bits, device=choose_device(device))
