@@ -1,5 +1,7 @@
 """An interrupted calibration goes on where it stopped, and ends in the same bytes."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import torch
 import quept
 from quept.calibration import workspace
 from quept.calibration.stream import StreamStore
-from quept.errors import CalibrationFailed, InvalidInput
+from quept.errors import CalibrationFailed, InvalidInput, QueptError
 
 
 class Killed(BaseException):
@@ -171,3 +173,20 @@ def test_the_callers_model_is_untouched(tiny_model, windows, recipe, tmp_path):
     after = model.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_disk_too_full_for_a_stream_is_reported_before_it_is_written(tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(QueptError, match="disk is full"):
+        StreamStore(budget=0, folder=tmp_path, device=torch.device("cpu")).empty(2, 3, 5, torch.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_carried_over(tiny_model, windows, recipe, tmp_path):
+    model = tiny_model("llama")
+    model.generation_config.update(temperature=0.6, do_sample=False)  # as in LLaMA-2's published checkpoint
+    quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe)
+    assert quept.load(tmp_path / "out").generation_config.temperature == 0.6

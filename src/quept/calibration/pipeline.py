@@ -6,6 +6,7 @@ to disk. One block is on the compute device at a time. A block that is already o
 read back and the streams pass through it, which is what lets an interrupted run go on bit for bit.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def calibrate(
     workspace.open(job.fingerprint)
     try:
         run = _Run(job, workspace, StreamStore(stream_memory, workspace.folder, job.device), clock, progress)
+        with clock("writing"):
+            run.write_surroundings()
         block_errors = run.calibrate_blocks()
         with clock("writing"):
             manifest = run.publish(block_errors)
@@ -92,20 +95,26 @@ def calibrate(
     )
 
 
+@dataclass
 class _Run:
     """One pass over the blocks."""
 
-    def __init__(self, job: Job, workspace: Workspace, store: StreamStore, clock: Clock, progress: Progress) -> None:
-        self.job, self.workspace, self.store, self.clock, self.progress = (
-            job,
-            workspace,
-            store,
-            clock,
-            progress,
-        )
-        self.recipe = job.recipe
-        self.chunk = max(1, TOKENS_PER_PASS // job.windows.shape[1])
-        self.trained_tokens = 0
+    job: Job
+    workspace: Workspace
+    store: StreamStore
+    clock: Clock
+    progress: Progress
+    trained_tokens: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings."""
+        return self.job.recipe
+
+    @property
+    def chunk(self) -> int:
+        """Samples in one forward pass that needs no gradients."""
+        return max(1, TOKENS_PER_PASS // self.job.windows.shape[1])
 
     def calibrate_blocks(self) -> list[BlockError]:
         """Take all blocks in order; the errors of each at each width."""
@@ -202,14 +211,14 @@ class _Run:
     def _measure(self, block: CalibrationBlock, targets: Stream, quantized: list[Stream]) -> list[BlockError]:
         """The block's errors on the first samples, rounded to nearest and calibrated."""
         rows = slice(0, min(MEASURED_SAMPLES, self.chunk * 2, targets.samples))
-        target, loss = targets.read(rows), LOSSES[self.recipe.reconstruction.loss]
+        target, loss = targets.read(rows).float(), LOSSES[self.recipe.reconstruction.loss]
         errors = []
         with torch.no_grad():
             for bits in self.recipe.bits:
                 hidden = quantized[self.recipe.groups.index(bits)].read(rows)
-                calibrated = loss(block.run(hidden, bits), target).item()
+                calibrated = loss(block.run(hidden, bits).float(), target).item()
                 with block.rounded_to_nearest(bits):
-                    rounding = loss(block.run(hidden, bits), target).item()
+                    rounding = loss(block.run(hidden, bits).float(), target).item()
                 errors.append(BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated))
         return errors
 
@@ -228,17 +237,22 @@ class _Run:
             return [self.store.copy(start, self.chunk) for _ in self.recipe.groups.groups]
         return [self.store.copy(start, self.chunk)] * len(self.recipe.groups)
 
-    def publish(self, block_errors: list[BlockError]) -> Manifest:
-        """Write all that is not a block, then the manifest, and give the artifact its name."""
+    def write_surroundings(self) -> None:
+        """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
         job, folder = self.job, self.workspace.folder
         inside = f"{job.architecture.blocks}."
         rest = {name: tensor for name, tensor in stored_tensors(job.model).items() if not name.startswith(inside)}
         self.workspace.write(shard_stem(0, len(job.architecture.block_list(job.model))), rest)
         job.model.config.save_pretrained(folder)
         if getattr(job.model, "generation_config", None) is not None:
-            job.model.generation_config.save_pretrained(folder)
+            # Not save_pretrained: it refuses settings that many published checkpoints have.
+            job.model.generation_config.to_json_file(folder / "generation_config.json")
         if job.tokenizer is not None:
             job.tokenizer.save_pretrained(folder)
+
+    def publish(self, block_errors: list[BlockError]) -> Manifest:
+        """Write the manifest, and give the artifact its name."""
+        job = self.job
         manifest = Manifest(
             architecture=job.architecture.model_type,
             dtype=job.stored_dtype,

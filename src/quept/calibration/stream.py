@@ -4,12 +4,18 @@ A stream holds one hidden state per sample and token. Small streams live in memo
 live in files that are mapped into memory, so that the operating system, not the process, decides what stays.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from quept.errors import QueptError
+from quept.files import refusal
+
+STREAM_PREFIX = "stream-"
 
 
 class Stream:
@@ -56,9 +62,16 @@ class StreamStore:
             self.in_memory += size
             return Stream(torch.empty(samples, tokens, hidden, dtype=dtype), self.device)
         self.in_files += size
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="stream-") as file:
-            file.truncate(size)
-            mapped = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=STREAM_PREFIX) as file:
+                # Reserved now: a full disk that is met while writing to a mapped file kills the process.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+                mapped = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
+        except OSError as error:
+            raise QueptError(refusal(self.folder, error)) from None
         return Stream(mapped.view(samples, tokens, hidden), self.device)
 
     def copy(self, stream: Stream, chunk: int) -> Stream:

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from quept.calibration.stream import STREAM_PREFIX
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import TEMPORARY, refusal, replacing
+from quept.storage.artifact import is_block_shard
 from quept.storage.manifest import FileRecord, Manifest, is_artifact, read_manifest, record_files
 from quept.storage.tensors import read_note, read_shards, shards_of, write_shards
 
@@ -55,14 +57,18 @@ class Workspace:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(refusal(self.folder, error)) from None
-        for leftover in self.folder.rglob(f"*{TEMPORARY}"):
+        for leftover in [*self.folder.rglob(f"*{TEMPORARY}"), *self.folder.glob(f"{STREAM_PREFIX}*")]:
             leftover.unlink()
         before = self._fingerprint()
         if before is not None:
             _compare(before, fingerprint, self.folder)
         else:
-            with replacing(self.folder / FINGERPRINT) as temporary:
-                temporary.write_text(json.dumps(fingerprint, sort_keys=True), encoding="utf-8")
+            try:
+                with replacing(self.folder / FINGERPRINT) as temporary:
+                    temporary.write_text(json.dumps(fingerprint, sort_keys=True), encoding="utf-8")
+            except QueptError:
+                self.abandon_if_empty()
+                raise
 
     def has(self, stem: str) -> bool:
         """Whether this part is finished."""
@@ -100,7 +106,7 @@ class Workspace:
 
     def abandon_if_empty(self) -> None:
         """After a failure: remove the folder unless it holds a finished block."""
-        if self.folder.is_dir() and not any(self.folder.glob("elastic-*.safetensors")):
+        if self.folder.is_dir() and not any(map(is_block_shard, self.folder.iterdir())):
             shutil.rmtree(self.folder)
 
     def _fingerprint(self) -> Mapping[str, Any] | None:

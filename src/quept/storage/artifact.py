@@ -16,13 +16,17 @@ from quept.precision import Precision, elastic_linears, keep_derived_weights, ma
 from quept.storage.manifest import Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
-REST = "elastic-{:05d}-of-{:05d}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def shard_stem(part: int, blocks: int) -> str:
     """The file stem of part 0 (all outside the blocks) or part `i + 1` (block `i`)."""
-    return REST.format(part, blocks)
+    return f"elastic-{part:05d}-of-{blocks:05d}"
+
+
+def is_block_shard(path: Path) -> bool:
+    """Whether the file holds a block, or a part of one."""
+    return path.match("elastic-*.safetensors") and not path.name.startswith("elastic-00000-")
 
 
 def load(
