@@ -88,7 +88,7 @@ def bar(quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet), disable=quiet, transient=True) as progress:
         yield progress
 
 
