@@ -5,8 +5,9 @@ import torch
 from quept.errors import InvalidInput
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means here; `InvalidInput` for anything else."""
+    name = str(name)
     if name not in ("auto", "cpu", "cuda"):
         raise InvalidInput(f"The device {name!r} is not known; choose auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():

@@ -22,4 +22,4 @@ class CorruptArtifact(QueptError):
 
 
 class CalibrationFailed(QueptError):
-    """Calibration could not go on: non-finite weights or losses, a full disk, an unfinished run in the way."""
+    """Calibration could not go on: non-finite weights or losses."""

@@ -20,8 +20,8 @@ def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
     layers = {module.path: module for module in model.modules() if isinstance(module, ElasticLinear)}
     if not layers:
         raise InvalidInput(
-            f"This {type(model).__name__} has no elastic layers; load one with quept.load(directory), or make one "
-            "with quept.calibrate(model, ...)."
+            f"This {type(model).__name__} has no elastic layers; load one that quept.calibrate wrote, with "
+            "quept.load(directory)."
         )
     return layers
 

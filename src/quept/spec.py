@@ -23,6 +23,7 @@ AdapterKind = Literal["cascade", "shared", "independent", "none"]
 AdapterEntry = Literal["weight", "scale", "rounding"]
 MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
 Loss = Literal["mae", "mse"]
+Width = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -125,7 +126,7 @@ class Granularity(Value):
     """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere."""
 
     group_size: Annotated[int, Field(ge=1)] = 128
-    grouped_bits: tuple[int, ...] = (2,)
+    grouped_bits: tuple[Width, ...] = (2,)
 
     def inputs_per_scale(self, bits: int, in_features: int) -> int:
         """Inputs under one scale at this width; never more than the row has."""
@@ -184,7 +185,7 @@ class Smoothing(Value):
     """AWQ-style smoothing: a grid of exponents, searched for the least output error at `bits`."""
 
     enabled: bool = True
-    bits: tuple[int, ...] = (2, 3, 4)
+    bits: tuple[Width, ...] = (2, 3, 4)
     grid: Annotated[int, Field(ge=1, le=200)] = 20
     tokens: Annotated[int, Field(ge=1)] = 512
 

@@ -190,3 +190,73 @@ def test_a_generation_config_that_transformers_would_not_save_is_carried_over(ti
     model.generation_config.update(temperature=0.6, do_sample=False)  # as in LLaMA-2's published checkpoint
     quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe)
     assert quept.load(tmp_path / "out").generation_config.temperature == 0.6
+
+
+def test_a_folder_that_is_no_unfinished_calibration_is_left_alone(tiny_model, windows, recipe, tmp_path):
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    for name in ("photo.jpg", "thesis.writing", "stream-of-consciousness.txt"):
+        (folder / name).write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(InvalidInput, match="in the way"):
+        quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=recipe, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_second_run_on_the_same_output_is_refused_and_does_no_harm(tiny_model, windows, recipe, tmp_path):
+    model, output, refusals = tiny_model("llama"), tmp_path / "out", []
+
+    class Second:
+        def start(self, blocks: int, steps: int) -> None: ...
+        def note(self, text: str) -> None: ...
+
+        def step(self, block: int, step: int, loss: float) -> None:
+            if step == 1:
+                with pytest.raises(InvalidInput, match="at work") as refusal:
+                    quept.calibrate(model, output, data=windows, recipe=recipe, resume=True)
+                refusals.append(refusal)
+
+    quept.calibrate(model, output, data=windows, recipe=recipe, progress=Second())
+    quept.calibrate(model, tmp_path / "alone", data=windows, recipe=recipe)
+    assert len(refusals) == 2
+    assert contents(output) == contents(tmp_path / "alone")
+
+
+def test_an_output_that_is_a_link_is_followed(tiny_model, windows, recipe, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    quept.calibrate(tiny_model("llama"), tmp_path / "link", data=windows, recipe=recipe)
+    quept.load(tmp_path / "target")
+
+
+@pytest.mark.parametrize(("tied", "flag"), [(True, False), (False, True)])
+def test_a_model_unlike_its_configuration_is_refused_before_any_work(tiny_model, windows, recipe, tmp_path, tied, flag):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    model.config.tie_word_embeddings = flag
+    with pytest.raises(InvalidInput, match=r"lm_head\.weight.*tie_word_embeddings"):
+        quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data": None},
+        {"data": torch.ones(2, 8)},
+        {"data": torch.ones(2, 8, dtype=torch.bool)},
+        {"data": torch.ones(2, 65, dtype=torch.int64)},
+        {"data": torch.full((2, 8), 96)},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"data": "text.txt"},
+        {"device": "tpu"},
+        {"output": ""},
+        {"output": "/"},
+        {"model": torch.nn.Linear(2, 2)},
+    ],
+)
+def test_wrong_arguments_are_invalid_input(tiny_model, windows, recipe, tmp_path, wrong):
+    arguments = {"model": tiny_model("llama"), "output": tmp_path / "out", "data": windows, "recipe": recipe, **wrong}
+    with pytest.raises(InvalidInput) as error:
+        quept.calibrate(**arguments)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []

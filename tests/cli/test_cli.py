@@ -8,6 +8,7 @@ import pytest
 
 import quept
 from quept.cli import main
+from quept.storage.manifest import record_files
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,15 @@ MISTAKES = {
     "prompt empty": ("generate {w}/artifact --prompt  --bits 4", 2, "prompt"),
     "evaluate: windows too long": ("evaluate {w}/artifact {data} --sequence-length 65", 2, "64"),
     "plot of another kind": ("evaluate {w}/artifact {data} --plot plot.pdf", 2, ".png"),
+    "json in no directory": ("evaluate {w}/artifact {data} --json {w}/none/x.json", 2, "--json"),
+    "json is a directory": ("info {w}/artifact --json {w}", 2, "--json"),
+    "plot in no directory": ("evaluate {w}/artifact {data} --plot {w}/none/x.png", 2, "--plot"),
+    "recipe for an artifact": ("evaluate {w}/artifact {data} --recipe paper", 2, "--recipe"),
+    "no window": ("evaluate {w}/artifact {data} --sequence-length 0", 2, "0"),
+    "output is the root": ("calibrate {w}/model {data} --output /", 2, "/"),
+    "brackets in a name": ("calibrate {w}/[/red]x {data} {out}", 2, "[/red]x"),
+    "quantized already": ("calibrate {w}/quantized {data} {out}", 2, "quantized already"),
+    "heads that do not divide": ("calibrate {w}/heads {data} {out}", 2, "heads"),
     "artifact altered": ("info {w}/altered", 1, "altered"),
     "artifact truncated": ("info {w}/cut", 1, "bytes"),
     "artifact of another version": ("info {w}/newer", 1, "version 2"),
@@ -137,6 +147,10 @@ MISTAKES = {
 def broken(workplace):
     """Damaged copies and wrong recipes beside the good ones."""
     copy_tree(workplace / "model", workplace / "bert", {"config.json": lambda text: text.replace('"llama"', '"bert"')})
+    quantized = lambda text: text.replace("{", '{"quantization_config": {"quant_method": "gptq", "bits": 4},', 1)  # noqa: E731
+    copy_tree(workplace / "model", workplace / "quantized", {"config.json": quantized})
+    heads = lambda text: text.replace('"num_attention_heads": 4', '"num_attention_heads": 0')  # noqa: E731
+    copy_tree(workplace / "model", workplace / "heads", {"config.json": heads})
     copy_tree(workplace / "model", workplace / "truncated", {"model.safetensors": lambda data: data[:-100]})
     shard = "elastic-00001-of-00002.safetensors"
     copy_tree(workplace / "artifact", workplace / "cut", {shard: lambda data: data[:-100]})
@@ -203,3 +217,24 @@ def test_an_interruption_says_how_to_go_on(workplace, tmp_path, capfd, monkeypat
     arguments = ("calibrate", workplace / "model", "-o", tmp_path / "out", "--data", workplace / "text.txt", *SMALL)
     assert run(*arguments) == 130
     assert "--resume" in capfd.readouterr().err
+
+
+def test_generation_heeds_the_checkpoints_end_tokens(workplace, tmp_path):
+    file = tmp_path / "text.json"
+    arguments = ("generate", workplace / "artifact", "--prompt", "a plain", "--max-new-tokens", "6", "--json", file)
+    assert run(*arguments, "--quiet") == 0
+    tokens = json.loads(file.read_text())["tokens"]
+    stop = tokens[-4]
+
+    model = quept.load(workplace / "artifact")
+    config = json.loads((workplace / "artifact" / "generation_config.json").read_text())
+    other = tmp_path / "artifact"
+    quept.save(model, other)
+    (other / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [stop, 95]}))
+    manifest = json.loads((other / "quept.json").read_text())
+    manifest["files"] = {name: record.model_dump() for name, record in record_files(other).items()}
+    (other / "quept.json").write_text(json.dumps(manifest))
+    assert run(*(other if argument == workplace / "artifact" else argument for argument in arguments), "--quiet") == 0
+    shorter = json.loads(file.read_text())["tokens"]
+    assert shorter[-1] == stop
+    assert len(shorter) < len(tokens)

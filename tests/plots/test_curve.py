@@ -244,7 +244,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(write, tmp_path,
         raise OSError("no")
 
     monkeypatch.setattr("pathlib.Path.replace", refuse)
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(QueptError, match="no"):
         write(curve(), target)
     assert [path.name for path in tmp_path.iterdir()] == ["plot"]
     assert target.read_text() == "old"

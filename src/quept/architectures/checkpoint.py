@@ -11,7 +11,6 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -29,12 +28,14 @@ def read_config(source: str | Path) -> Any:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=where.is_dir())
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file makes transformers do
         raise InvalidInput(
             f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
-            f"transformers understands nor a reachable Hub model ({_first_line(error)})."
+            f"transformers understands nor a reachable Hub model ({first_line(error)})."
         ) from None
     architecture_of(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise InvalidInput(f"The model {str(source)!r} is quantized already; give the model it was made from.")
     return config
 
 
@@ -54,10 +55,10 @@ def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
                 local_files_only=Path(source).is_dir(),
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged file makes transformers do
         raise InvalidInput(
             f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
-            f"unaltered ({_first_line(error)})."
+            f"unaltered ({first_line(error)})."
         ) from None
     if missing := sorted(report["missing_keys"]):
         raise InvalidInput(
@@ -74,9 +75,9 @@ def open_tokenizer(source: str | Path) -> Any:
             return AutoTokenizer.from_pretrained(
                 str(source), trust_remote_code=False, local_files_only=Path(source).is_dir()
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file makes transformers do
         raise InvalidInput(
-            f"The model {str(source)!r} has no tokenizer that transformers can load ({_first_line(error)})."
+            f"The model {str(source)!r} has no tokenizer that transformers can load ({first_line(error)})."
         ) from None
 
 
@@ -123,6 +124,7 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, on one line and shortened."""
     text = " ".join(str(error).split())
     return (text[:300] + " ...") if len(text) > 300 else text or os.strerror(getattr(error, "errno", 0) or 0)

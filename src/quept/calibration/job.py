@@ -1,5 +1,6 @@
 """A calibration's inputs, opened and checked before any work is done."""
 
+import copy
 import hashlib
 import platform
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from quept import __version__
 from quept.architectures import Architecture, architecture_of
@@ -19,7 +21,7 @@ from quept.errors import InvalidInput
 from quept.nn.elastic import check_rank, weight_of
 from quept.recipes import load_recipe
 from quept.spec import Recipe
-from quept.storage.artifact import DTYPES
+from quept.storage.artifact import DTYPES, skeleton, stored_tensors
 from quept.storage.manifest import Provenance
 
 
@@ -62,17 +64,26 @@ def prepare(
 ) -> Job:
     """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments."""
     where = choose_device(device)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidInput(f"The seed is {seed!r}, but must be a whole number from 0 to 2**63 - 1.")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = str(model) if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
         read_config(model)  # an unknown architecture is told first
         tokenizer = tokenizer or open_tokenizer(model)
         model = open_model(model)
+    elif not isinstance(model, PreTrainedModel):
+        raise InvalidInput(
+            f"The model is a {type(model).__name__}; give the path or Hub name of a Hugging Face model, or a "
+            "transformers model."
+        )
     architecture = architecture_of(model.config.model_type)
+    if isinstance(data, Tensor):
+        samples, sequence_length = _shape(data)
     recipe = _fit_data(recipe, model.config, samples, sequence_length, note)
     _check_ranks(model, architecture, recipe)
+    _check_matches_config(model, recipe)
     windows = _windows(data, tokenizer, model.config.vocab_size, recipe, seed)
-    recipe = recipe.updated(data=recipe.data.updated(samples=windows.shape[0], sequence_length=windows.shape[1]))
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], where)
     provenance = Provenance(
@@ -93,6 +104,9 @@ def _fit_data(
 ) -> Recipe:
     """The recipe with the caller's amount of data; a recipe's length gives way to the model's, a caller's does not."""
     limit = getattr(config, "max_position_embeddings", None) or recipe.data.sequence_length
+    for option, value in (("samples", samples), ("sequence_length", sequence_length)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidInput(f"{option} is {value!r}, but must be a whole number from 1 up.")
     if sequence_length is not None and sequence_length > limit:
         raise InvalidInput(
             f"The sequence length {sequence_length} is above what the model was made for, {limit} "
@@ -115,25 +129,40 @@ def _check_ranks(model: Any, architecture: Architecture, recipe: Recipe) -> None
             check_rank(weight_of(block.get_submodule(name)), recipe.weight_spec, path)
 
 
+def _check_matches_config(model: Any, recipe: Recipe) -> None:
+    """The artifact's model is built from the configuration, so it must have a place for exactly these weights."""
+    here = stored_tensors(model).keys()
+    places = stored_tensors(skeleton(copy.deepcopy(model.config), recipe.weight_spec, torch.float32)).keys()
+    learned = {"A", "B", "input_scale", "clipping"}  # what the elastic layers add
+    if differing := sorted({*(here - places), *(name for name in places - here if not learned & set(name.split(".")))}):
+        raise InvalidInput(
+            f"The model is not the causal language model that its configuration describes: they differ in "
+            f"{differing[0]}. If that is the output head, set config.tie_word_embeddings to what the model does."
+        )
+
+
+def _shape(windows: Tensor) -> tuple[int, int]:
+    """Samples and tokens of token windows; `InvalidInput` if they are none."""
+    integers = windows.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if windows.dim() != 2 or not integers or not windows.numel():
+        raise InvalidInput(
+            f"data is a tensor of shape {tuple(windows.shape)} and dtype {windows.dtype}; token windows are "
+            "integers of shape (samples, tokens)."
+        )
+    return windows.shape[0], windows.shape[1]
+
+
 def _windows(data: str | Path | Tensor, tokenizer: Any, vocabulary: int, recipe: Recipe, seed: int) -> Tensor:
     """Token windows `(samples, tokens)`, checked against the vocabulary."""
     if isinstance(data, Tensor):
-        windows = data
-        if windows.dim() != 2 or windows.is_floating_point() or not windows.numel():
-            raise InvalidInput(
-                f"data is a tensor of shape {tuple(data.shape)} and dtype {data.dtype}; token windows are "
-                "integers of shape (samples, tokens)."
-            )
-        windows = windows.to("cpu", torch.int64)
-    elif tokenizer is None:
+        windows = data.to("cpu", torch.int64)
+    elif not isinstance(data, str | Path):
+        raise InvalidInput(f"data is a {type(data).__name__}; give a text file, a data set's name, or token windows.")
+    elif not callable(tokenizer):
         raise InvalidInput("Text cannot be read without a tokenizer; pass tokenizer=, or token windows as data.")
     else:
         windows = token_windows(
-            data,
-            tokenizer,
-            samples=recipe.data.samples,
-            sequence_length=recipe.data.sequence_length,
-            seed=seed,
+            data, tokenizer, samples=recipe.data.samples, sequence_length=recipe.data.sequence_length, seed=seed
         )
     if int(windows.max()) >= vocabulary or int(windows.min()) < 0:
         raise InvalidInput(

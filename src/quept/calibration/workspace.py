@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from quept.calibration.stream import STREAM_PREFIX
@@ -21,6 +22,7 @@ from quept.storage.manifest import FileRecord, Manifest, is_artifact, read_manif
 from quept.storage.tensors import read_note, read_shards, shards_of, write_shards
 
 FINGERPRINT = "calibration.json"
+LOCK = "calibration.lock"
 
 
 class Workspace:
@@ -30,8 +32,12 @@ class Workspace:
     """
 
     def __init__(self, output: str | Path) -> None:
-        self.output = Path(output)
+        self.output = Path(output).expanduser().resolve()
+        if not str(output) or not self.output.name:
+            raise InvalidInput(f"The output {str(output)!r} is not the name of a directory; choose another.")
         self.folder = self.output.with_name(self.output.name + ".partial")
+        self._lock = FileLock(self.folder / LOCK)
+        self._created = False
 
     def check_free(self, *, resume: bool) -> None:
         """Raise `InvalidInput` if the output is taken, or unfinished work stands in the way of a fresh start."""
@@ -52,23 +58,39 @@ class Workspace:
         return manifest
 
     def open(self, fingerprint: Mapping[str, Any]) -> None:
-        """Start, or go on with unfinished work of the same fingerprint."""
+        """Start, or go on with unfinished work of the same fingerprint.
+
+        Raises `InvalidInput` if the folder holds anything else, or another process is at work in it.
+        """
         try:
+            self._created = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
+            foreign = any(self.folder.iterdir()) and self._fingerprint() is None and not (self.folder / LOCK).exists()
         except OSError as error:
             raise InvalidInput(refusal(self.folder, error)) from None
-        for leftover in [*self.folder.rglob(f"*{TEMPORARY}"), *self.folder.glob(f"{STREAM_PREFIX}*")]:
-            leftover.unlink()
-        before = self._fingerprint()
-        if before is not None:
-            _compare(before, fingerprint, self.folder)
-        else:
-            try:
+        if foreign:
+            raise InvalidInput(
+                f"{self.folder} is in the way: it holds no unfinished calibration. Move it, or choose another output."
+            )
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._created = False
+            raise InvalidInput(
+                f"Another calibration is at work in {self.folder}; wait for it, or choose another output."
+            ) from None
+        try:
+            before = self._fingerprint()
+            if before is not None:
+                _compare(before, fingerprint, self.folder)
+            for leftover in [*self.folder.glob(f"*{TEMPORARY}"), *self.folder.glob(f"{STREAM_PREFIX}*")]:
+                leftover.unlink()
+            if before is None:
                 with replacing(self.folder / FINGERPRINT) as temporary:
                     temporary.write_text(json.dumps(fingerprint, sort_keys=True), encoding="utf-8")
-            except QueptError:
-                self.abandon_if_empty()
-                raise
+        except QueptError:
+            self.abandon_if_empty()
+            raise
 
     def has(self, stem: str) -> bool:
         """Whether this part is finished."""
@@ -93,6 +115,7 @@ class Workspace:
         """
         manifest.write(self.folder)
         (self.folder / FINGERPRINT).unlink(missing_ok=True)
+        self.release()
         try:
             if self.output.exists():
                 self.output.rmdir()
@@ -102,11 +125,19 @@ class Workspace:
 
     def files(self) -> dict[str, FileRecord]:
         """Records of the artifact's files written so far."""
-        return {name: record for name, record in record_files(self.folder).items() if name != FINGERPRINT}
+        return {name: record for name, record in record_files(self.folder).items() if name not in (FINGERPRINT, LOCK)}
+
+    def release(self) -> None:
+        """Let other processes in."""
+        (self.folder / LOCK).unlink(missing_ok=True)
+        self._lock.release()
 
     def abandon_if_empty(self) -> None:
-        """After a failure: remove the folder unless it holds a finished block."""
-        if self.folder.is_dir() and not any(map(is_block_shard, self.folder.iterdir())):
+        """After a failure: remove the folder if this run made it and no block is finished; let other processes in."""
+        if not self._lock.is_locked:
+            return
+        self.release()
+        if self._created and not any(map(is_block_shard, self.folder.iterdir())):
             shutil.rmtree(self.folder)
 
     def _fingerprint(self) -> Mapping[str, Any] | None:

@@ -7,7 +7,18 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from quept.cli.console import Device, Interrupted, JsonFile, Quiet, bar, out, show_table, write_json
+from quept.cli.console import (
+    Device,
+    Interrupted,
+    JsonFile,
+    Quiet,
+    bar,
+    check_target,
+    clean,
+    out,
+    show_table,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from quept.calibration import Report
@@ -47,6 +58,7 @@ def calibrate(
     Reads the model and a little text, and writes a directory that runs at each width, chosen at load time or while
     it runs: see [bold]quept evaluate[/], [bold]quept generate[/], and quept.load in Python.
     """
+    check_target("--json", json_file)
     from quept.calibration import calibrate as run
     from quept.recipes import load_recipe
 
@@ -70,7 +82,9 @@ def calibrate(
                 progress=display,
             )
         except KeyboardInterrupt:
-            raise Interrupted("Interrupted. Finished blocks are kept: repeat the command with --resume.") from None
+            raise Interrupted(
+                "Interrupted. Where blocks were finished, the same command with --resume goes on."
+            ) from None
     show(report, out(quiet, json_file))
     write_json(json_file, {**to_json(report), "notes": display.notes})
 
@@ -125,7 +139,7 @@ class Display:
     def note(self, text: str) -> None:
         """Keep and show a note."""
         self.notes.append(text)
-        self.bars.console.print(f"note: {text}", highlight=False)
+        self.bars.console.print(f"note: {clean(text)}", highlight=False, markup=False)
 
 
 def show(report: "Report", console: Console) -> None:
@@ -140,7 +154,7 @@ def show(report: "Report", console: Console) -> None:
     title = "Mean error of the blocks against full precision"
     show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
     minutes = f" in {report.total_seconds / 60:.1f} minutes" if report.total_seconds else ""
-    console.print(f"Wrote {report.directory}{minutes}. Next: quept evaluate {report.directory} --data TEXT")
+    console.print(f"Wrote {clean(str(report.directory))}{minutes}. Next: quept evaluate {report.directory} --data TEXT")
 
 
 def to_json(report: "Report") -> dict[str, Any]:

@@ -19,8 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from quept.errors import QueptError
+from quept.errors import InvalidInput, QueptError
 from quept.files import replacing
 
 JsonFile = Annotated[
@@ -43,15 +44,25 @@ class Interrupted(QueptError):
 
 def fail(message: str, code: int) -> int:
     """Report a failure on standard error; returns the exit code."""
-    Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty()).print(
-        f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}"
-    )
+    text = Text.assemble(("error:", "bold red"), " ", clean(message))
+    Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty()).print(text)
     return code
+
+
+def clean(text: str) -> str:
+    """Text from files and arguments, with anything that could steer a terminal taken out."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
+def check_target(option: str, path: Path | None) -> None:
+    """`InvalidInput` unless a file could be written at `path`; asked before the work whose result goes there."""
+    if path is not None and str(path) != "-" and (not path.name or path.is_dir() or not path.parent.is_dir()):
+        raise InvalidInput(f"{option} {str(path)!r} is not a file in an existing directory; choose another.")
 
 
 def out(quiet: bool, json_file: Path | None = None) -> Console:
     """The console for results; silent where JSON goes to standard output."""
-    return Console(quiet=quiet or str(json_file) == "-", highlight=False, soft_wrap=True)
+    return Console(quiet=quiet or str(json_file) == "-", highlight=False, soft_wrap=True, markup=False)
 
 
 def write_json(path: Path | None, data: Any) -> None:
@@ -98,8 +109,8 @@ def show_table(console: Console, title: str, columns: Sequence[str], rows: Seque
     for position, column in enumerate(columns):
         result.add_column(column, justify="left" if position == 0 else "right")
     for row in rows:
-        result.add_row(*row)
-    console.print(f"\n{title}", style="bold")
+        result.add_row(*(Text(clean(cell)) for cell in row))
+    console.print(f"\n{clean(title)}", style="bold")
     console.print(result)
 
 

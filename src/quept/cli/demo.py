@@ -8,7 +8,7 @@ import typer
 
 from quept.cli import calibrate as calibration
 from quept.cli import evaluate as evaluation
-from quept.cli.console import JsonFile, Quiet, bar, out, write_json
+from quept.cli.console import JsonFile, Quiet, bar, check_target, out, write_json
 from quept.errors import InvalidInput, QueptError
 
 TITLE = "built-in model"
@@ -18,7 +18,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory; an earlier demo in it is replaced.")
     ] = Path("quept-demo"),
-    seed: Annotated[int, typer.Option(help="Of the data choice, the adapters and the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data choice, the adapters and the sampling.")] = 0,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -30,6 +30,7 @@ def demo(
     from quept import builtin
     from quept.calibration import calibrate
 
+    check_target("--json", json_file)
     _clear(output)
     artifact = output / "artifact"
     console = out(quiet, json_file)

@@ -13,6 +13,7 @@ from quept.cli.console import (
     ModelDtype,
     Quiet,
     bar,
+    check_target,
     figure,
     out,
     show_table,
@@ -45,8 +46,8 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Read no more than this many tokens.")] = None,
     recipe: Annotated[
-        str, typer.Option(help="For a model that is no artifact: whose granularity to round at.")
-    ] = "paper",
+        str | None, typer.Option(help="For a model that is no artifact: whose granularity to round at.")
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also draw accuracy against bits: a .png or .html file."),
@@ -63,6 +64,8 @@ def evaluate(
     """
     if plot is not None and plot.suffix not in (".png", ".html"):
         raise InvalidInput(f"The plot {plot} must end in .png or .html.")
+    check_target("--plot", plot)
+    check_target("--json", json_file)
     evaluation = measure(
         model,
         data,
@@ -91,7 +94,7 @@ def measure(
     sequence_length: int | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
-    recipe: str = "paper",
+    recipe: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     quiet: bool = False,
@@ -111,7 +114,7 @@ def measure(
             opened.model,
             tokens,
             widths if opened.calibrated or baseline else (),
-            sequence_length=sequence_length or opened.sequence_length,
+            sequence_length=opened.sequence_length if sequence_length is None else sequence_length,
             stride=stride,
             calibrated=opened.calibrated,
             baseline=baseline,
@@ -131,7 +134,7 @@ class Opened:
     stored: Any
 
 
-def open_any(model: str, recipe: str, device: str, dtype: str) -> Opened:
+def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
     from quept.architectures.checkpoint import cast_parameters, open_model, open_tokenizer
     from quept.devices import choose_device
@@ -142,11 +145,13 @@ def open_any(model: str, recipe: str, device: str, dtype: str) -> Opened:
     where = choose_device(device)
     exact = choose_dtype(dtype, where)
     if is_artifact(model):
+        if recipe is not None:
+            raise InvalidInput("--recipe is for models that are no artifacts; an artifact has its own.")
         loaded = load(model, device=where, dtype=exact)
         manifest = loaded.quept_manifest
         length = manifest.recipe.data.sequence_length
         return Opened(loaded, open_tokenizer(model), length, True, DTYPES[manifest.dtype])
-    spec = load_recipe(recipe).weight_spec.updated(adapter={"kind": "none"})
+    spec = load_recipe(recipe or "paper").weight_spec.updated(adapter={"kind": "none"})
     plain = open_model(model)
     stored = plain.dtype
     make_elastic(cast_parameters(plain, exact or stored).to(where), spec)

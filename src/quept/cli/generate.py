@@ -1,10 +1,11 @@
 """`quept generate`."""
 
+import copy
 from typing import Annotated
 
 import typer
 
-from quept.cli.console import Device, JsonFile, Quiet, write_json
+from quept.cli.console import Device, JsonFile, Quiet, check_target, write_json
 from quept.errors import InvalidInput
 
 
@@ -14,20 +15,23 @@ def generate(
     bits: Annotated[int | None, typer.Option(help="The width to run at. Default: full precision.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; higher is more varied.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = 0,
     device: Device = "auto",
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Continue a text at one width. The text appears as it is generated."""
     import torch
-    from transformers import GenerationConfig, TextStreamer
+    from transformers import TextStreamer
 
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
     from quept.devices import choose_device
     from quept.storage import load
 
+    check_target("--json", json_file)
+    if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InvalidInput("The prompt is not valid text in this terminal's encoding; give UTF-8.")
     model = load(directory, bits, device=choose_device(device))
     tokenizer = open_tokenizer(directory)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
@@ -41,14 +45,17 @@ def generate(
             f"{limit}. Shorten the prompt or lower --max-new-tokens."
         )
     torch.manual_seed(seed)
-    settings = GenerationConfig.from_model_config(model.config)
+    settings = copy.deepcopy(model.generation_config)  # end tokens and all else that the checkpoint says
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     settings.update(
         max_new_tokens=max_new_tokens,
+        max_length=None,
         do_sample=temperature > 0,
-        pad_token_id=settings.pad_token_id if settings.pad_token_id is not None else settings.eos_token_id,
+        temperature=temperature or None,
+        top_p=settings.top_p if temperature > 0 else None,
+        top_k=settings.top_k if temperature > 0 else None,
+        pad_token_id=settings.pad_token_id if settings.pad_token_id is not None else ends[0],
     )
-    if temperature > 0:
-        settings.temperature = temperature
     streamer = None if quiet or str(json_file) == "-" else TextStreamer(tokenizer, skip_special_tokens=True)
     with torch.inference_mode(), transformers_quiet():
         tokens = model.generate(**inputs, generation_config=settings, streamer=streamer)

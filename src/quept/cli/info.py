@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from quept.cli.console import JsonFile, Quiet, out, show_table, size, write_json
+from quept.cli.console import JsonFile, Quiet, check_target, clean, out, show_table, size, write_json
 
 
 def info(
@@ -13,6 +13,7 @@ def info(
     quiet: Quiet = False,
 ) -> None:
     """Show what an artifact is: widths, sizes, block errors, where it came from."""
+    check_target("--json", json_file)
     from quept.nn.size import full_precision_bytes, packed_bytes
     from quept.precision import elastic_linears
     from quept.storage import load
@@ -47,9 +48,9 @@ def info(
         ("made with", ", ".join(f"{name} {version}" for name, version in provenance.versions.items())),
     ]
     console = out(quiet, json_file)
-    console.print(f"[bold]{directory}[/]")
+    console.print(clean(directory), style="bold")
     for label, fact in facts:
-        console.print(f"  {label:20} {fact}")
+        console.print(f"  {label:20} {clean(fact)}")
     widths = []
     for bits in recipe.bits:
         errors = [error for error in manifest.block_errors if error.bits == bits]

@@ -1,12 +1,15 @@
 """Text documents from local files and from the named data sets."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from stat import S_ISREG
 
 from quept.data.hub import HUB_TEXTS, Split, read_hub, require
 from quept.errors import InvalidInput
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_text(source: str | Path, *, split: Split) -> Iterator[str]:
@@ -89,13 +92,16 @@ def _read_jsonl(path: Path) -> Iterator[str]:
 def _document(path: Path, number: int, line: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problem = f"is not JSON ({error})"
     else:
         text = value.get("text") if isinstance(value, dict) else value
-        if isinstance(text, str):
+        if isinstance(text, str) and not _SURROGATE.search(text):
             return text
-        problem = "has no string 'text'" if isinstance(value, dict) else f"is a JSON {type(value).__name__}"
+        if isinstance(text, str):
+            problem = "holds half of a surrogate pair, which is no character"
+        else:
+            problem = "has no string 'text'" if isinstance(value, dict) else f"is a JSON {type(value).__name__}"
     raise InvalidInput(
         f"Line {number} of '{path}' {problem}: each line must be a JSON object with a string field 'text', "
         f"or a JSON string. Correct or remove that line."

@@ -166,7 +166,8 @@ class ElasticLinear(nn.Module):
         return self.B[:, columns] @ self.A[columns]
 
     def _derive_detached(self, bits: int) -> Tensor:
-        with torch.no_grad():
+        # Kept weights outlive the call, and one made in inference mode could not be used outside it.
+        with torch.inference_mode(False), torch.no_grad():
             return self.derive(bits)
 
     def _master(self) -> Tensor:

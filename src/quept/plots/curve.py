@@ -1,11 +1,9 @@
 """What a plot shows, and the choices that every drawing of it shares: series, scale, ticks and wording."""
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from quept.errors import InvalidInput
 
@@ -181,13 +179,3 @@ def format_bytes(count: int) -> str:
 def printable(text: str) -> str:
     """Return `text` on one line and without control characters, which neither SVG nor a font can show."""
     return "".join(character if character.isprintable() else " " for character in text)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from quept.files import replacing
 from quept.plots.curve import (
     Axis,
     Curve,
@@ -19,7 +20,6 @@ from quept.plots.curve import (
     series_of,
     sizes_of,
     widths_of,
-    write_atomically,
 )
 
 _WIDTH, _HEIGHT = 760, 440
@@ -78,7 +78,8 @@ def write_html(curve: Curve, path: Path) -> None:
         ]
     )
     page = f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
-    write_atomically(path, page.encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes(page.encode())
 
 
 def _text(text: str) -> str:

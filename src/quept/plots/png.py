@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quept.errors import QueptError
+from quept.files import replacing
 from quept.plots.curve import (
     Axis,
     Curve,
@@ -20,7 +21,6 @@ from quept.plots.curve import (
     series_of,
     sizes_of,
     widths_of,
-    write_atomically,
 )
 
 # Blue and vermilion of the Okabe-Ito palette. The markers tell the lines apart without colour too, and the
@@ -55,7 +55,8 @@ def write_png(curve: Curve, path: Path) -> None:
     _draw(figure.add_subplot(), curve)
     image = io.BytesIO()
     canvas.print_png(image)
-    write_atomically(path, image.getvalue())
+    with replacing(path) as temporary:
+        temporary.write_bytes(image.getvalue())
 
 
 def _draw(axes: Any, curve: Curve) -> None:

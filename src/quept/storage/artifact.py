@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from quept.architectures import architecture_of
-from quept.architectures.checkpoint import quiet
-from quept.errors import CorruptArtifact, InvalidInput
+from quept.architectures.checkpoint import first_line, quiet
+from quept.devices import choose_device
+from quept.errors import CorruptArtifact, InvalidInput, QueptError
+from quept.files import refusal
 from quept.precision import Precision, elastic_linears, keep_derived_weights, make_elastic, set_precision
+from quept.spec import WeightSpec
 from quept.storage.manifest import Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
@@ -43,7 +46,7 @@ def load(
     Args:
         directory: what `quept calibrate` wrote. The original model is not needed.
         precision: the width or plan to start at; None is full precision. See `set_precision`.
-        device: where to put the model.
+        device: `auto` (CUDA where there is one), `cpu` or `cuda`.
         dtype: dtype of the weights; None keeps the checkpoint's.
         memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
             leaves room for two uniform widths, so that switching back and forth costs nothing.
@@ -52,11 +55,11 @@ def load(
     Raises `InvalidInput` where there is no artifact or the width is not in it, `CorruptArtifact` where the artifact
     is damaged or of another format version.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser().resolve()
     manifest = read_manifest(directory, verify=verify)
-    model = _skeleton(directory, manifest, dtype or DTYPES[manifest.dtype])
-    _fill(model, read_shards(directory / name for name in manifest.shards()), cast=dtype is not None)
-    model.to(device).eval()
+    model = _empty_model(directory, manifest, dtype or DTYPES[manifest.dtype])
+    _fill(model, read_shards(directory / name for name in manifest.shards()), cast=dtype is not None, verify=verify)
+    model.to(choose_device(device)).eval()
     model.requires_grad_(False)
     layers = elastic_linears(model).values()
     one_width = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
@@ -71,30 +74,42 @@ def save(model: Any, directory: str | Path) -> None:
 
     Raises `InvalidInput` if the model did not come from `load` or `directory` is not empty.
     """
-    directory = Path(directory)
     manifest: Manifest | None = getattr(model, "quept_manifest", None)
     if manifest is None:
         raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load, so it cannot be saved.")
-    if directory.exists() and any(directory.iterdir()):
-        raise InvalidInput(f"The output directory {directory} is not empty; choose another.")
-    directory.mkdir(parents=True, exist_ok=True)
+    target = Path(directory).expanduser().resolve()
+    partial = target.with_name(f"{target.name}.partial")
+    for path in (target, partial):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InvalidInput(f"The output {path} exists and is not an empty directory; choose another.")
     source: Path = model.quept_directory
-    for name in manifest.files:
-        if not name.endswith(".safetensors"):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, directory / name)
+    read_manifest(source)
     architecture = architecture_of(manifest.architecture)
     tensors = stored_tensors(model)
-    blocks = len(architecture.block_list(model))
-    for part in range(blocks + 1):
-        prefix = f"{architecture.block_path(part - 1)}." if part else None
-        chosen = {
-            name: tensor.contiguous()
-            for name, tensor in tensors.items()
-            if (name.startswith(prefix) if prefix else not name.startswith(f"{architecture.blocks}."))
-        }
-        write_shards(directory, shard_stem(part, blocks), chosen)
-    manifest.updated(files=record_files(directory)).write(directory)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        for name in manifest.files:
+            if not name.endswith(".safetensors"):
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, partial / name)
+        blocks = len(architecture.block_list(model))
+        for part in range(blocks + 1):
+            prefix = f"{architecture.block_path(part - 1)}." if part else None
+            chosen = {
+                name: tensor.contiguous()
+                for name, tensor in tensors.items()
+                if (name.startswith(prefix) if prefix else not name.startswith(f"{architecture.blocks}."))
+            }
+            write_shards(partial, shard_stem(part, blocks), chosen)
+        dtype = str(next(iter(elastic_linears(model).values())).weight.dtype).removeprefix("torch.")
+        manifest.updated(dtype=dtype, files=record_files(partial)).write(partial)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise QueptError(refusal(target, error)) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -109,25 +124,40 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def _skeleton(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any:
-    """The model with elastic layers, without weights."""
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        if config.model_type != manifest.architecture:
-            raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
-        with init_empty_weights(include_buffers=False), quiet():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        model.tie_weights()  # init_empty_weights undoes the ties made inside it
-        if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifact(f"The model described in {directory} cannot be built ({error}).") from None
-    make_elastic(model, manifest.recipe.weight_spec)
+def skeleton(config: Any, spec: WeightSpec, dtype: torch.dtype) -> Any:
+    """The causal language model of a configuration with elastic layers, without weights."""
+    with init_empty_weights(include_buffers=False), quiet():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()  # init_empty_weights undoes the ties made inside it
+    make_elastic(model, spec)
     return model
 
 
-def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool) -> None:
-    """Give the skeleton its weights, after checking every name, shape and dtype; `cast` to the skeleton's dtypes."""
+def _empty_model(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any:
+    """The artifact's model without weights; `CorruptArtifact` if its configuration is not one."""
+    try:
+        architecture_of(manifest.architecture)
+        with quiet():
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        if config.model_type != manifest.architecture:
+            raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
+        if config.num_hidden_layers != manifest.blocks:
+            raise ValueError(f"config.json names {config.num_hidden_layers} blocks, the files hold {manifest.blocks}")
+        model = skeleton(config, manifest.recipe.weight_spec, dtype)
+        if (directory / "generation_config.json").is_file():
+            with quiet():
+                model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # whatever a damaged file makes transformers do
+        raise CorruptArtifact(f"The model described in {directory} cannot be built ({first_line(error)}).") from None
+    return model
+
+
+def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool, verify: bool) -> None:
+    """Give the skeleton its weights, after checking every name, shape and dtype; `cast` to the skeleton's dtypes.
+
+    Beside the dtype that is expected, float32 is allowed outside the linears: some models keep a few norms in it.
+    """
+    linears = {f"{path}.weight" for path in elastic_linears(model)}
     expected = stored_tensors(model)
     if missing := sorted(expected.keys() - tensors.keys()):
         raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")
@@ -136,11 +166,15 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool) -> None:
             f"The artifact holds {len(extra)} tensors that its model has no place for, among them {extra[0]}."
         )
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+        place = expected[name]
+        wide = tensor.dtype == torch.float32 and name not in linears
+        if tensor.shape != place.shape or not (tensor.dtype == place.dtype or wide or (cast and name in linears)):
             raise CorruptArtifact(
-                f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place has "
-                f"shape {tuple(expected[name].shape)} and a floating-point dtype."
+                f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place is {place.dtype} of "
+                f"shape {tuple(place.shape)}."
             )
+        if verify and not bool(torch.isfinite(tensor).all()):
+            raise CorruptArtifact(f"The tensor {name} holds NaN or infinite values; calibrate again.")
         if cast:
             tensors[name] = tensor.to(expected[name].dtype)
     model.load_state_dict(tensors, strict=False, assign=True)

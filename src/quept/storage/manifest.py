@@ -14,10 +14,12 @@ from pydantic import Field, field_validator
 
 from quept.errors import CorruptArtifact, InvalidInput
 from quept.files import replacing, sha256
-from quept.spec import Recipe, Value
+from quept.spec import Recipe, Value, Width
 
 MANIFEST = "quept.json"
 FORMAT_VERSION: Final = 1
+# What transformers may read from a model directory; other files, such as a README, are nobody's business.
+READ_SUFFIXES = {".json", ".jinja", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 
 
 class FileRecord(Value):
@@ -44,7 +46,7 @@ class BlockError(Value):
     """A block's error to full precision at one width, rounded to nearest and calibrated, on the same inputs."""
 
     block: str
-    bits: int
+    bits: Width
     rounding: float
     calibrated: float
 
@@ -55,11 +57,16 @@ class Manifest(Value):
     format: Literal["quept"] = "quept"
     version: Literal[1] = FORMAT_VERSION
     architecture: str
-    dtype: str
+    dtype: Literal["float32", "bfloat16", "float16"]
     recipe: Recipe
     provenance: Provenance
     block_errors: tuple[BlockError, ...]
     files: dict[str, FileRecord]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the shards hold."""
+        return sum("-part" not in name for name in self.shards()) - 1
 
     @field_validator("files")
     @classmethod
@@ -115,7 +122,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again."
         ) from None
     version = data.get("version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CorruptArtifact(
             f"{directory} has format version {reprlib.repr(version)}; this quept reads version {FORMAT_VERSION}. "
             "Install a quept that matches, or calibrate again."
@@ -124,6 +131,12 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
         manifest = Manifest.parse(data, origin=str(path))
     except InvalidInput as error:
         raise CorruptArtifact(f"{error}; calibrate again or copy the artifact again.") from None
+    if unlisted := sorted(_read_by_transformers(directory) - manifest.files.keys()):
+        raise CorruptArtifact(
+            f"{directory} holds {unlisted[0]}, which {MANIFEST} does not list; remove it, or copy the artifact again."
+        )
+    if "config.json" not in manifest.files:
+        raise CorruptArtifact(f"{path} does not list config.json; copy the artifact again.")
     if verify:
         for name, record in manifest.files.items():
             path = directory / name
@@ -132,6 +145,12 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             except OSError as error:
                 raise CorruptArtifact(f"The artifact's file {path} cannot be read ({error.strerror}).") from None
     return manifest
+
+
+def _read_by_transformers(directory: Path) -> set[str]:
+    """Files below the directory that would be read if they were there, by relative name."""
+    paths = (path for path in directory.rglob("*") if path.suffix in READ_SUFFIXES and path.name != MANIFEST)
+    return {path.relative_to(directory).as_posix() for path in paths}
 
 
 def _verify(path: Path, record: FileRecord) -> None:

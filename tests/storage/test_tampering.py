@@ -1,0 +1,133 @@
+"""An artifact whose makers also forged its checksums is still refused where it cannot be right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import quept
+from quept.errors import CorruptArtifact
+from quept.storage.manifest import record_files
+
+SHARD = "elastic-00001-of-00002.safetensors"
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture
+def artifact(tiny_model, windows, tmp_path):
+    paper = quept.load_recipe("paper").with_bits((2, 8))
+    recipe = paper.updated(adapter=paper.adapter.updated(rank=2), reconstruction=paper.reconstruction.updated(epochs=1))
+    quept.calibrate(tiny_model("llama"), tmp_path / "artifact", data=windows, recipe=recipe)
+    return tmp_path / "artifact"
+
+
+def forge(artifact: Path, **manifest: Any) -> None:
+    """Recompute all checksums, and change entries of the manifest."""
+    path = artifact / "quept.json"
+    data = json.loads(path.read_text())
+    data["files"] = {name: record.model_dump() for name, record in record_files(artifact).items()}
+    data.update(manifest)
+    path.write_text(json.dumps(data))
+
+
+def change_tensors(artifact: Path, change: Any) -> None:
+    tensors = load_file(artifact / SHARD)
+    change(tensors)
+    save_file(tensors, artifact / SHARD)
+    forge(artifact)
+
+
+TENSORS = {
+    "missing": lambda t: t.pop(f"{UP}.weight"),
+    "extra": lambda t: t.update(more=torch.ones(2)),
+    "shape": lambda t: t.update({f"{UP}.weight": torch.ones(3, 3)}),
+    "weight's dtype": lambda t: t.update({f"{UP}.weight": t[f"{UP}.weight"].half()}),
+    "adapter's dtype": lambda t: t.update({f"{UP}.A": t[f"{UP}.A"].double()}),
+    "integers": lambda t: t.update({f"{UP}.A": t[f"{UP}.A"].int()}),
+    "NaN": lambda t: t[f"{UP}.clipping.2"].fill_(float("nan")),
+    "infinity": lambda t: t[f"{UP}.B"].fill_(float("inf")),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_wrong_tensors_are_refused(artifact, name):
+    change_tensors(artifact, TENSORS[name])
+    with pytest.raises(CorruptArtifact):
+        quept.load(artifact)
+
+
+CONFIG = {
+    "hidden_size": [10**9, -64, "64", None],
+    "num_hidden_layers": [0, 1, 10**6],
+    "num_attention_heads": [0, 7, -8],
+    "num_key_value_heads": [0],
+    "vocab_size": [10**12, -1],
+    "hidden_act": [3, "nope"],
+    "model_type": ["gpt2", "nope"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CONFIG.items() for value in values])
+def test_an_absurd_configuration_is_refused_at_once(artifact, key, value):
+    path = artifact / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    forge(artifact)
+    with pytest.raises(CorruptArtifact):
+        quept.load(artifact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "float99"}, {"dtype": "bfloat16"}, {"version": True}, {"version": 1.0}, {"architecture": "nope"}],
+)
+def test_a_manifest_at_odds_with_its_files_is_refused(artifact, change):
+    forge(artifact, **change)
+    with pytest.raises(CorruptArtifact):
+        quept.load(artifact)
+
+
+def test_a_rank_that_no_layer_has_is_a_damaged_file_and_not_the_callers_fault(artifact):
+    recipe = json.loads((artifact / "quept.json").read_text())["recipe"]
+    recipe["adapter"]["rank"] = 10**12
+    forge(artifact, recipe=recipe)
+    with pytest.raises(CorruptArtifact, match="rank"):
+        quept.load(artifact)
+
+
+def test_a_file_that_transformers_would_read_must_be_listed(artifact):
+    (artifact / "README.md").write_text("anyone may describe an artifact")
+    quept.load(artifact)
+    (artifact / "added_tokens.json").write_text("{}")
+    with pytest.raises(CorruptArtifact, match=r"added_tokens\.json"):
+        quept.load(artifact)
+
+
+def test_an_unlisted_configuration_is_refused(artifact):
+    path = artifact / "quept.json"
+    data = json.loads(path.read_text())
+    del data["files"]["config.json"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(CorruptArtifact, match=r"config\.json"):
+        quept.load(artifact)
+
+
+def test_a_model_saved_in_another_dtype_says_so_and_loads_as_it_was(artifact, windows, tmp_path):
+    narrow = quept.load(artifact, 8, dtype=torch.bfloat16)
+    quept.save(narrow, tmp_path / "narrow")
+    again = quept.load(tmp_path / "narrow", 8)
+    assert again.quept_manifest.dtype == "bfloat16"
+    assert torch.equal(again(windows).logits, narrow(windows).logits)
+
+
+def test_weights_derived_in_inference_mode_serve_outside_it(artifact, windows):
+    model = quept.load(artifact, 2)
+    with torch.inference_mode():
+        inside = model(windows).logits
+    embedded = model.get_input_embeddings()(windows).requires_grad_()
+    outside = model(inputs_embeds=embedded).logits
+    outside.sum().backward()
+    assert torch.equal(inside, outside.detach())
+    assert embedded.grad is not None
