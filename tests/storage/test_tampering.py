@@ -131,3 +131,17 @@ def test_weights_derived_in_inference_mode_serve_outside_it(artifact, windows):
     outside.sum().backward()
     assert torch.equal(inside, outside.detach())
     assert embedded.grad is not None
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+def test_an_artifact_of_any_dtype_loads_in_any_other(tiny_model, windows, tmp_path, stored, held):
+    paper = quept.load_recipe("paper").with_bits((2, 8))
+    recipe = paper.updated(adapter=paper.adapter.updated(rank=2), reconstruction=paper.reconstruction.updated(epochs=1))
+    quept.calibrate(tiny_model("gemma2", dtype=stored), tmp_path / "out", data=windows, recipe=recipe)
+    model = quept.load(tmp_path / "out", 8, dtype=held)
+    assert {parameter.dtype for name, parameter in model.named_parameters() if name.endswith("norm.weight")} == {held}
+    layer = model.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == layer.current_weight().dtype == held
+    assert {value.dtype for value in layer.learned().values()} == {torch.float32}
+    assert torch.isfinite(model(windows).logits).all()

@@ -19,6 +19,7 @@ from quept.data import digest, token_windows
 from quept.devices import choose_device
 from quept.errors import InvalidInput
 from quept.nn.elastic import check_rank, weight_of
+from quept.precision import elastic_linears
 from quept.recipes import load_recipe
 from quept.spec import Recipe
 from quept.storage.artifact import DTYPES, skeleton, stored_tensors
@@ -132,9 +133,9 @@ def _check_ranks(model: Any, architecture: Architecture, recipe: Recipe) -> None
 def _check_matches_config(model: Any, recipe: Recipe) -> None:
     """The artifact's model is built from the configuration, so it must have a place for exactly these weights."""
     here = stored_tensors(model).keys()
-    places = stored_tensors(skeleton(copy.deepcopy(model.config), recipe.weight_spec, torch.float32)).keys()
-    learned = {"A", "B", "input_scale", "clipping"}  # what the elastic layers add
-    if differing := sorted({*(here - places), *(name for name in places - here if not learned & set(name.split(".")))}):
+    empty = skeleton(copy.deepcopy(model.config), recipe.weight_spec, torch.float32)
+    learned = {f"{path}.{name}" for path, layer in elastic_linears(empty).items() for name in layer.learned()}
+    if differing := sorted(here ^ (stored_tensors(empty).keys() - learned)):
         raise InvalidInput(
             f"The model is not the causal language model that its configuration describes: they differ in "
             f"{differing[0]}. If that is the output head, set config.tie_word_embeddings to what the model does."

@@ -142,6 +142,11 @@ class ElasticLinear(nn.Module):
         """Whether the adapter is a rounding policy, which trains softly."""
         return self.spec.adapter.entry == "rounding" and self.A.numel() > 0
 
+    def learned(self) -> dict[str, Tensor]:
+        """What the layer has beside weight and bias, by name: float32 in any model, because it decides the codes."""
+        clipping = {f"clipping.{bits}": value for bits, value in self.clipping.items()}
+        return {"A": self.A, "B": self.B, "input_scale": self.input_scale, **clipping}
+
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What calibration learns: the adapter's factors, and the clipping logits."""
         factors = [self.A, self.B] if self.A.numel() else []
@@ -187,9 +192,7 @@ class ElasticLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move with the model, but keep the learned parameters in float32: they decide the codes."""
-        exact = {"A": self.A, "B": self.B, "input_scale": self.input_scale}
-        exact |= {f"clipping.{bits}": value for bits, value in self.clipping.items()}
-        before = {name: value.detach() for name, value in exact.items()}
+        before = {name: value.detach() for name, value in self.learned().items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
             owner, _, leaf = name.rpartition(".")

@@ -57,8 +57,8 @@ def load(
     """
     directory = Path(directory).expanduser().resolve()
     manifest = read_manifest(directory, verify=verify)
-    model = _empty_model(directory, manifest, dtype or DTYPES[manifest.dtype])
-    _fill(model, read_shards(directory / name for name in manifest.shards()), cast=dtype is not None, verify=verify)
+    model = _empty_model(directory, manifest)
+    _fill(model, read_shards(directory / name for name in manifest.shards()), cast_to=dtype, verify=verify)
     model.to(choose_device(device)).eval()
     model.requires_grad_(False)
     layers = elastic_linears(model).values()
@@ -133,7 +133,7 @@ def skeleton(config: Any, spec: WeightSpec, dtype: torch.dtype) -> Any:
     return model
 
 
-def _empty_model(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any:
+def _empty_model(directory: Path, manifest: Manifest) -> Any:
     """The artifact's model without weights; `CorruptArtifact` if its configuration is not one."""
     try:
         architecture_of(manifest.architecture)
@@ -143,7 +143,7 @@ def _empty_model(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any
             raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
         if config.num_hidden_layers != manifest.blocks:
             raise ValueError(f"config.json names {config.num_hidden_layers} blocks, the files hold {manifest.blocks}")
-        model = skeleton(config, manifest.recipe.weight_spec, dtype)
+        model = skeleton(config, manifest.recipe.weight_spec, DTYPES[manifest.dtype])
         if (directory / "generation_config.json").is_file():
             with quiet():
                 model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
@@ -152,12 +152,14 @@ def _empty_model(directory: Path, manifest: Manifest, dtype: torch.dtype) -> Any
     return model
 
 
-def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool, verify: bool) -> None:
-    """Give the skeleton its weights, after checking every name, shape and dtype; `cast` to the skeleton's dtypes.
+def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None, verify: bool) -> None:
+    """Give the skeleton its weights, after checking every name, shape and dtype, and cast what is not learned.
 
     Beside the dtype that is expected, float32 is allowed outside the linears: some models keep a few norms in it.
     """
-    linears = {f"{path}.weight" for path in elastic_linears(model)}
+    layers = elastic_linears(model)
+    linears = {f"{path}.weight" for path in layers}
+    learned = {f"{path}.{name}" for path, layer in layers.items() for name in layer.learned()}
     expected = stored_tensors(model)
     if missing := sorted(expected.keys() - tensors.keys()):
         raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")
@@ -168,14 +170,14 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast: bool, verify: bool) -
     for name, tensor in tensors.items():
         place = expected[name]
         wide = tensor.dtype == torch.float32 and name not in linears
-        if tensor.shape != place.shape or not (tensor.dtype == place.dtype or wide or (cast and name in linears)):
+        if tensor.shape != place.shape or not (tensor.dtype == place.dtype or wide):
             raise CorruptArtifact(
                 f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place is {place.dtype} of "
                 f"shape {tuple(place.shape)}."
             )
         if verify and not bool(torch.isfinite(tensor).all()):
             raise CorruptArtifact(f"The tensor {name} holds NaN or infinite values; calibrate again.")
-        if cast:
-            tensors[name] = tensor.to(expected[name].dtype)
+        if cast_to is not None and name not in learned:
+            tensors[name] = tensor.to(cast_to)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
