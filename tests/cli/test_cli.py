@@ -238,3 +238,35 @@ def test_generation_heeds_the_checkpoints_end_tokens(workplace, tmp_path):
     shorter = json.loads(file.read_text())["tokens"]
     assert shorter[-1] == stop
     assert len(shorter) < len(tokens)
+
+
+def test_the_demo_shows_its_table_draws_its_plots_and_leaves_a_working_artifact(tmp_path, capfd, monkeypatch):
+    import quept.builtin
+    import quept.calibration
+
+    full = quept.calibration.calibrate
+    recipe = quept.load_recipe("demo")
+    short = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=1))
+    text = tmp_path / "test.txt"
+    text.write_text(quept.builtin.test_text_path().read_text()[:4000])
+    monkeypatch.setattr(quept.builtin, "test_text_path", lambda: text)
+    monkeypatch.setattr(
+        quept.calibration,
+        "calibrate",
+        lambda *args, **options: full(*args, **{**options, "recipe": short, "samples": 4, "sequence_length": 64}),
+    )
+    output = tmp_path / "demo"
+    for _ in range(2):  # the second replaces the first
+        assert run("demo", "--output", output, "--json", tmp_path / "demo.json") == 0
+    shown = capfd.readouterr().out
+    result = json.loads((tmp_path / "demo.json").read_text())
+    assert [row["bits"] for row in result["results"]] == [2, 3, 4, 5, 6, 7, 8]
+    assert f"{result['results'][0]['baseline']:.3f}" in shown
+    assert (output / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (output / "accuracy.html").read_text()
+    quept.load(output / "artifact", 4)
+
+    (output / "letter.txt").write_text("mine")
+    assert run("demo", "--output", output) == 2
+    assert (output / "letter.txt").exists()
+    assert (output / "artifact").is_dir()

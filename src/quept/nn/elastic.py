@@ -143,7 +143,7 @@ class ElasticLinear(nn.Module):
         return self.spec.adapter.entry == "rounding" and self.A.numel() > 0
 
     def learned(self) -> dict[str, Tensor]:
-        """What the layer has beside weight and bias, by name: float32 in any model, because it decides the codes."""
+        """What the layer has beside weight and bias, by name: float32 whatever the model's dtype."""
         clipping = {f"clipping.{bits}": value for bits, value in self.clipping.items()}
         return {"A": self.A, "B": self.B, "input_scale": self.input_scale, **clipping}
 
@@ -191,7 +191,7 @@ class ElasticLinear(nn.Module):
         return weight.to(self.weight.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move with the model, but keep the learned parameters in float32: they decide the codes."""
+        """Move with the model, but keep what was learned in float32."""
         before = {name: value.detach() for name, value in self.learned().items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
