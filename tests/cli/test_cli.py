@@ -69,6 +69,18 @@ def test_json_on_standard_output_is_nothing_but_json(workplace, capfd):
     assert json.loads(capfd.readouterr().out)["manifest"]["architecture"] == "llama"
 
 
+def test_a_width_that_is_not_there_is_told_before_anything_is_measured(workplace, capfd, tmp_path, monkeypatch):
+    import quept.evaluation.widths as widths
+
+    narrow = tmp_path / "narrow"
+    arguments = ("calibrate", workplace / "model", "-o", narrow, "--data", workplace / "text.txt", "--bits", "2,4")
+    assert run(*arguments, *SMALL) == 0
+    monkeypatch.setattr(widths, "perplexity", lambda *args, **options: pytest.fail("measured"))
+    capfd.readouterr()
+    assert run("evaluate", narrow, "--data", workplace / "text.txt", "--bits", "2-4", "--baseline") == 2
+    assert "3 bits are not in the calibrated set [2, 4]" in capfd.readouterr().err
+
+
 def test_generate_continues_the_prompt_at_a_width(workplace, capfd, tmp_path):
     file = tmp_path / "text.json"
     arguments = ("generate", workplace / "artifact", "--prompt", "a plain", "--bits", "3", "--max-new-tokens", "5")

@@ -50,7 +50,10 @@ class _Recorder(nn.Module):
 
 
 class Entrance:
-    """The part of a model in front of its blocks, in the compute dtype, on the CPU."""
+    """The part of a model in front of its blocks, in the compute dtype, on the CPU.
+
+    While it is made, the model's blocks are out of their place: nothing else may run the model at that moment.
+    """
 
     def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype) -> None:
         blocks = architecture.block_list(model)

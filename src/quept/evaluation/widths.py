@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quept.evaluation.perplexity import perplexity
 from quept.nn.size import full_precision_bytes, packed_bytes
-from quept.precision import at_precision, rounded_to_nearest
+from quept.precision import at_precision, elastic_linears, rounded_to_nearest
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ def evaluate_widths(
     rounding to nearest at the same granularity. `stored` is the checkpoint's dtype, for the sizes (None: the dtype
     that the model is held in). `progress` is told what is measured, windows done and in total.
     """
+
+    for layer in elastic_linears(model).values():
+        for width in bits:
+            layer.spec.groups.index(width)  # a width that is not there is told now, not after minutes
 
     def measure(label: str) -> float:
         report = None if progress is None else lambda done, total: progress(label, done, total)
