@@ -198,9 +198,10 @@ def test_a_folder_that_is_no_unfinished_calibration_is_left_alone(tiny_model, wi
     for name in ("photo.jpg", "thesis.writing", "stream-of-consciousness.txt"):
         (folder / name).write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(InvalidInput, match="in the way"):
-        quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=recipe, resume=True)
-    assert contents(tmp_path) == before
+    for resume in (False, True):
+        with pytest.raises(InvalidInput, match="in the way"):
+            quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=recipe, resume=resume)
+        assert contents(tmp_path) == before
 
 
 def test_a_second_run_on_the_same_output_is_refused_and_does_no_harm(tiny_model, windows, recipe, tmp_path):
@@ -252,6 +253,7 @@ def test_a_model_unlike_its_configuration_is_refused_before_any_work(tiny_model,
         {"output": ""},
         {"output": "/"},
         {"model": torch.nn.Linear(2, 2)},
+        {"device": "cuda:x"},
     ],
 )
 def test_wrong_arguments_are_invalid_input(tiny_model, windows, recipe, tmp_path, wrong):

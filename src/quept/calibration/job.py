@@ -18,7 +18,6 @@ from quept.architectures.checkpoint import check_and_digest, open_model, open_to
 from quept.data import digest, token_windows
 from quept.devices import choose_device
 from quept.errors import InvalidInput
-from quept.nn.elastic import check_rank, weight_of
 from quept.precision import elastic_linears
 from quept.recipes import load_recipe
 from quept.spec import Recipe
@@ -82,7 +81,6 @@ def prepare(
     if isinstance(data, Tensor):
         samples, sequence_length = _shape(data)
     recipe = _fit_data(recipe, model.config, samples, sequence_length, note)
-    _check_ranks(model, architecture, recipe)
     _check_matches_config(model, recipe)
     windows = _windows(data, tokenizer, model.config.vocab_size, recipe, seed)
     stored_dtype = _stored_dtype(model)
@@ -123,15 +121,11 @@ def _fit_data(
     return recipe.updated(data=recipe.data.updated(**changes))
 
 
-def _check_ranks(model: Any, architecture: Architecture, recipe: Recipe) -> None:
-    for index, block in enumerate(architecture.block_list(model)):
-        for name in architecture.linears:
-            path = f"{architecture.block_path(index)}.{name}"
-            check_rank(weight_of(block.get_submodule(name)), recipe.weight_spec, path)
-
-
 def _check_matches_config(model: Any, recipe: Recipe) -> None:
-    """The artifact's model is built from the configuration, so it must have a place for exactly these weights."""
+    """The artifact's model is built from the configuration: it must have a place for exactly these weights.
+
+    Building it here, without weights, also tells a rank that a layer is too small for before any work is done.
+    """
     here = stored_tensors(model).keys()
     empty = skeleton(copy.deepcopy(model.config), recipe.weight_spec, torch.float32)
     learned = {f"{path}.{name}" for path, layer in elastic_linears(empty).items() for name in layer.learned()}

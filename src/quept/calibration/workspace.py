@@ -7,7 +7,7 @@ is exactly the finished blocks, from which `--resume` goes on.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from quept.calibration.stream import STREAM_PREFIX
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import TEMPORARY, refusal, replacing
 from quept.storage.artifact import is_block_shard
-from quept.storage.manifest import FileRecord, Manifest, is_artifact, read_manifest, record_files
+from quept.storage.manifest import MANIFEST, FileRecord, Manifest, is_artifact, read_manifest, record_files
 from quept.storage.tensors import read_note, read_shards, shards_of, write_shards
 
 FINGERPRINT = "calibration.json"
@@ -46,6 +46,12 @@ class Workspace:
             raise InvalidInput(
                 f"The output {self.output} exists and is not an empty directory; choose another, or remove it."
             )
+        # Not by name alone: what it holds may be somebody's, and must not be touched.
+        marks = (FINGERPRINT, LOCK, MANIFEST)
+        if self.folder.exists() and not (self.folder.is_dir() and self._is_empty_or_has(marks)):
+            raise InvalidInput(
+                f"{self.folder} is in the way: it holds no unfinished calibration. Move it, or choose another output."
+            )
         if self.folder.exists() and not resume:
             raise InvalidInput(f"An unfinished calibration is in {self.folder}; go on with --resume, or remove it.")
 
@@ -60,18 +66,13 @@ class Workspace:
     def open(self, fingerprint: Mapping[str, Any]) -> None:
         """Start, or go on with unfinished work of the same fingerprint.
 
-        Raises `InvalidInput` if the folder holds anything else, or another process is at work in it.
+        Raises `InvalidInput` if the folder holds another calibration, or another process is at work in it.
         """
         try:
             self._created = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
-            foreign = any(self.folder.iterdir()) and self._fingerprint() is None and not (self.folder / LOCK).exists()
         except OSError as error:
             raise InvalidInput(refusal(self.folder, error)) from None
-        if foreign:
-            raise InvalidInput(
-                f"{self.folder} is in the way: it holds no unfinished calibration. Move it, or choose another output."
-            )
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -139,6 +140,9 @@ class Workspace:
         self.release()
         if self._created and not any(map(is_block_shard, self.folder.iterdir())):
             shutil.rmtree(self.folder)
+
+    def _is_empty_or_has(self, names: Iterable[str]) -> bool:
+        return not any(self.folder.iterdir()) or any((self.folder / name).exists() for name in names)
 
     def _fingerprint(self) -> Mapping[str, Any] | None:
         """The fingerprint of the work in the folder; None if there is none yet."""

@@ -26,13 +26,12 @@ def generate(
 
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
-    from quept.devices import choose_device
     from quept.storage import load
 
     check_target("--json", json_file)
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise InvalidInput("The prompt is not valid text in this terminal's encoding; give UTF-8.")
-    model = load(directory, bits, device=choose_device(device))
+    model = load(directory, bits, device=device)
     tokenizer = open_tokenizer(directory)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if not inputs["input_ids"].numel():

@@ -27,7 +27,7 @@ def weight_of(linear: nn.Module) -> Tensor:
     return weight if isinstance(linear, nn.Linear) else weight.t()
 
 
-def check_rank(weight: Tensor, spec: WeightSpec, path: str) -> None:
+def _check_rank(weight: Tensor, spec: WeightSpec, path: str) -> None:
     """`InvalidInput` if the rank per group is above what a layer with this weight, `(out, in)`, can use."""
     if spec.adapter.kind != "none" and spec.adapter.rank > min(weight.shape):
         raise InvalidInput(
@@ -56,7 +56,7 @@ class ElasticLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, spec: WeightSpec, path: str) -> None:
         super().__init__()
         out_features, in_features = weight.shape
-        check_rank(weight, spec, path)
+        _check_rank(weight, spec, path)
         self.spec, self.path = spec, path
         self.out_features, self.in_features = out_features, in_features
         self.bits = None

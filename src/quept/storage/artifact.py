@@ -46,7 +46,7 @@ def load(
     Args:
         directory: what `quept calibrate` wrote. The original model is not needed.
         precision: the width or plan to start at; None is full precision. See `set_precision`.
-        device: `auto` (CUDA where there is one), `cpu` or `cuda`.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda`, or one CUDA device as `cuda:1`.
         dtype: dtype of the weights; None keeps the checkpoint's.
         memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
             leaves room for two uniform widths, so that switching back and forth costs nothing.
