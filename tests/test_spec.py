@@ -288,14 +288,43 @@ def test_updating_a_recipe_checks_it_again():
     refused(lambda: made.updated(merging=Merging(weights=(1.0,))), "Recipe", "merging.weights")
 
 
-def test_with_bits_splits_another_bit_set_and_drops_weights_that_no_longer_fit():
-    own = recipe(groups=[[6, 7, 8], [2, 3, 4, 5]], merging={"weights": [0.6, 0.4]}, adapter={"rank": 3})
-    other = own.with_bits([8, 4, 4, 2])
-    assert other.bits == (2, 4, 8)
-    assert other.groups == BitGroups.partition([2, 4, 8])
+def test_with_bits_keeps_the_groups_and_gives_new_widths_one_of_their_own():
+    own = recipe(
+        groups=[[6, 7, 8], [4, 5], [2]],
+        bits="2,4-8",
+        merging={"weights": [0.6, 0.2, 0.2]},
+        adapter={"rank": 3},
+        reconstruction={"cadence": [4, 2, 1]},
+    )
+    other = own.with_bits([8, 4, 4, 3, 7])
+    assert other.groups.groups == ((7, 8), (4,), (3,))
+    assert other.reconstruction.cadence == (4, 2, 1)
     assert other.merging.weights == ()
     assert other.adapter == own.adapter
-    assert own.with_bits(range(8, 1, -1)) is own
+    assert own.with_bits([4, 5, 8]).reconstruction.cadence == (2, 1)
+    assert own.with_bits([8, 7, 6, 5, 4, 2, 2]) is own
+
+
+@pytest.mark.parametrize(
+    ("cadence", "given"), [((1,), "[1]"), ((2, 2, 2, 2), "[2, 2, 2, 2]"), ((0, 1, 1, 1), "given: 0")]
+)
+def test_a_cadence_has_one_number_per_group_and_never_leaves_a_step_idle(cadence, given):
+    refused(lambda: recipe(reconstruction={"cadence": cadence}), "cadence", given)
+
+
+@pytest.mark.parametrize("entry", ["scale", "rounding"])
+def test_learned_rounding_and_an_adapter_that_rounds_exclude_each_other(entry):
+    refused(lambda: recipe(learned_rounding=[2], adapter={"entry": entry}), "learned_rounding", entry)
+    assert recipe(learned_rounding=[2], adapter={"entry": entry, "kind": "none"}).learned_rounding == (2,)
+
+
+def test_only_widths_of_the_set_get_planes():
+    assert recipe(bits="3-6", groups=None, learned_rounding=[2, 3, 4]).weight_spec.learned_rounding == (3, 4)
+
+
+@pytest.mark.parametrize("kind", ["shared", "independent", "none"])
+def test_only_a_cascade_can_be_isolated(kind):
+    refused(lambda: recipe(adapter={"kind": kind, "isolated": True}), "isolated", kind)
 
 
 @pytest.mark.parametrize("bits", [[], [1], [9], [2, 16]])

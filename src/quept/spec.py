@@ -137,12 +137,20 @@ class Adapter(Value):
     """MB-CLoRA: which low-rank slice each bit group uses, and where it enters (supplement, tables 1 and 4).
 
     `rank` is the rank that each group adds. All kinds own the same `B: (out, R)` and `A: (R, in)`, with `R` the
-    rank times the number of groups; they differ only in the slice that a group reads.
+    rank times the number of groups; they differ only in the slice that a group reads. `isolated` stops the gradient
+    of a cascade's lower group at the slices it shares with higher ones, so that low widths cannot disturb high ones.
     """
 
     kind: AdapterKind = "cascade"
     entry: AdapterEntry = "weight"
     rank: Annotated[int, Field(ge=1)] = 16
+    isolated: bool = False
+
+    @model_validator(mode="after")
+    def _isolates_a_cascade(self) -> Self:
+        if self.isolated and self.kind != "cascade":
+            raise ValueError(f"adapter.isolated is for kind 'cascade'; {self.kind!r} has no slices of higher groups")
+        return self
 
     def total_rank(self, groups: int) -> int:
         """Columns of `B` and rows of `A` for this many groups."""
@@ -191,14 +199,36 @@ class Smoothing(Value):
 
 
 class Reconstruction(Value):
-    """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details)."""
+    """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details).
+
+    `normalized` divides each width's loss by its value at the start, so that no group outweighs another.
+    `cadence`, one number per bit group from high to low, lets a group take part in every n-th step only; empty means
+    in all. At the widths in `bfloat16_bits` the linears multiply in bfloat16 while they train.
+
+    Rounding offsets follow the sign of their gradient, with steps that fall linearly to zero (SignRound). Their rate
+    is the first step's length, in quantization steps; "auto" is SignRound's own, one over the number of steps.
+    `clipping_start` is the logit of the share of the range that is kept at the start, or `"search"`: the share that
+    rounds with the least output error, found per group of inputs.
+
+    `last_block_loss = "kl"` trains the last block on the model's predictions instead of its hidden states.
+    """
 
     loss: Loss = "mae"
+    last_block_loss: Literal["kl"] | None = None
     epochs: Annotated[int, Field(ge=1)] = 15
     batch_size: Annotated[int, Field(ge=1)] = 2
+    normalized: bool = False
+    cadence: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    bfloat16_bits: tuple[Width, ...] = ()
     adapter_learning_rate: LearningRate = 7e-4
+    clipping_start: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
     clipping_learning_rate: LearningRate = 2e-2
+    rounding_learning_rate: LearningRate | Literal["auto"] = "auto"
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    def takes_part(self, group: int, step: int) -> bool:
+        """Whether group number `group` (0 is the highest) trains in this step."""
+        return step % (self.cadence[group] if self.cadence else 1) == 0
 
 
 class Data(Value):
@@ -214,6 +244,7 @@ class WeightSpec(Value):
     groups: BitGroups
     granularity: Granularity
     adapter: Adapter
+    learned_rounding: tuple[Width, ...] = ()
 
 
 class Recipe(Value):
@@ -223,6 +254,7 @@ class Recipe(Value):
     groups: BitGroups
     granularity: Granularity = Granularity()
     adapter: Adapter = Adapter()
+    learned_rounding: tuple[Width, ...] = ()
     reconstruction: Reconstruction = Reconstruction()
     merging: Merging = Merging()
     smoothing: Smoothing = Smoothing()
@@ -257,6 +289,17 @@ class Recipe(Value):
                 f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
                 f"needs one of the widths {list(self.groups.bits)}"
             )
+        if self.learned_rounding and self.adapter.kind != "none" and self.adapter.entry != "weight":
+            raise ValueError(
+                f"learned_rounding and adapter.entry {self.adapter.entry!r} would both decide the rounding; use the "
+                "entry 'weight' with it, or leave learned_rounding empty"
+            )
+        cadence = self.reconstruction.cadence
+        if cadence and (len(cadence) != count or min(cadence) != 1):
+            raise ValueError(
+                f"reconstruction.cadence {list(cadence)} must be {count} numbers, one per bit group from high to low, "
+                "and the smallest must be 1"
+            )
         return self
 
     @property
@@ -267,15 +310,35 @@ class Recipe(Value):
     @property
     def weight_spec(self) -> WeightSpec:
         """What each linear layer of the model must know."""
-        return WeightSpec(groups=self.groups, granularity=self.granularity, adapter=self.adapter)
+        return WeightSpec(
+            groups=self.groups,
+            granularity=self.granularity,
+            adapter=self.adapter,
+            learned_rounding=tuple(bits for bits in self.bits if bits in self.learned_rounding),
+        )
 
     def with_bits(self, bits: Iterable[int]) -> "Recipe":
-        """The same recipe for another bit set, split by the paper's partition unless the set is unchanged."""
+        """The same recipe for another bit set.
+
+        Widths that go leave their group; a width that comes forms a group of its own. What is set per group keeps
+        to the groups that stay: cadences do, merging weights must sum to one and are dropped.
+        """
         wanted = tuple(sorted(set(bits)))
         if wanted == self.bits:
             return self
-        # Weights are one per group, so they do not survive another partition.
-        return self.updated(groups=BitGroups.partition(wanted), merging=self.merging.updated(weights=()))
+        cadence = self.reconstruction.cadence or (1,) * len(self.groups)
+        kept = [
+            (tuple(width for width in group if width in wanted), every)
+            for group, every in zip(self.groups.groups, cadence, strict=True)
+        ]
+        new = [((width,), 1) for width in wanted if width not in self.bits]
+        chosen = sorted(((group, every) for group, every in kept + new if group), reverse=True)
+        fastest = min((every for _, every in chosen), default=1)
+        return self.updated(
+            groups={"groups": [group for group, _ in chosen]},
+            reconstruction=self.reconstruction.updated(cadence=tuple(every // fastest for _, every in chosen)),
+            merging=self.merging.updated(weights=()),
+        )
 
 
 def covering(groups: Any, bits: tuple[int, ...]) -> BitGroups:

@@ -251,7 +251,7 @@ def test_replacing_linears_leaves_the_blocks_function_and_its_other_modules():
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_gradients_reach_only_the_slice_and_the_clipping_of_the_width_in_use(bits):
     layer = elastic()
-    factors, clipping = layer.trainable()
+    factors, clipping = layer.adapter_factors(), list(layer.clipping.values())
     assert {id(p) for p in factors} == {id(layer.A), id(layer.B)}
     assert len(clipping) == len(WIDTHS)
     for parameter in factors + clipping:
@@ -301,7 +301,7 @@ def test_gradients_equal_those_of_the_methods_formula_in_plain_autograd(bits):
 def test_training_a_low_width_moves_a_high_one_only_through_a_shared_slice(kind, moves):
     layer = elastic(kind=kind)
     before = {bits: layer.derive(bits).detach() for bits in (2, 8)}
-    factors, _ = layer.trainable()
+    factors = layer.adapter_factors()
     optimizer = torch.optim.SGD([p.requires_grad_(True) for p in factors], lr=0.5)
     (layer.derive(2) - layer.weight).abs().sum().backward()
     optimizer.step()

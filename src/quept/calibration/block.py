@@ -76,6 +76,17 @@ class CalibrationBlock:
             yield
 
     @contextmanager
+    def multiplying(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Within: the linears multiply in `dtype`; what they take and give stays as it is."""
+        for linear in self.linears.values():
+            linear.product_dtype = dtype
+        try:
+            yield
+        finally:
+            for linear in self.linears.values():
+                linear.product_dtype = None
+
+    @contextmanager
     def rounded_to_nearest(self, bits: int) -> Iterator[None]:
         """Within: the baseline's weights, whatever width `run` is given."""
         try:

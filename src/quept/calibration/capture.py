@@ -1,4 +1,4 @@
-"""What flows into the blocks: the first block's inputs, and how the model calls each block."""
+"""What flows into the blocks and what follows from them: inputs, how the model calls each block, and predictions."""
 
 import copy
 from collections.abc import Mapping
@@ -35,38 +35,45 @@ class BlockCall:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: records how it is called and hands the hidden states on unchanged."""
+    """Stands in for a block: records how it is called and hands the hidden states on, or others in their place."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         # Plain attributes of the block that the model may read while it loops over blocks.
         self.__dict__.update({k: v for k, v in vars(block).items() if k not in vars(self)})
         self.call: BlockCall | None = None
+        self.replacement: Tensor | None = None
         self.hidden: Tensor | None = None
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.call, self.hidden = BlockCall(args, kwargs), hidden
-        return hidden
+        return hidden if self.replacement is None else self.replacement
 
 
-class Entrance:
-    """The part of a model in front of its blocks, in the compute dtype, on the CPU.
+def _without_blocks(
+    model: Any, architecture: Architecture, part: Any, dtype: torch.dtype
+) -> tuple[Any, list[_Recorder]]:
+    """A copy of `part` (the model, or its base) in `dtype` with recorders in the blocks' place, and these in order.
 
     While it is made, the model's blocks are out of their place: nothing else may run the model at that moment.
     """
+    blocks = architecture.block_list(model)
+    parent, _, name = architecture.blocks.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, name, nn.ModuleList(_Recorder(block) for block in blocks))
+    try:
+        copied = copy.deepcopy(part)
+    finally:
+        setattr(owner, name, blocks)
+    cast_parameters(copied, dtype).eval().requires_grad_(False)
+    return copied, [module for module in copied.modules() if isinstance(module, _Recorder)]
+
+
+class Entrance:
+    """The part of a model in front of its blocks, in the compute dtype, on the CPU."""
 
     def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype) -> None:
-        blocks = architecture.block_list(model)
-        recorders = nn.ModuleList(_Recorder(block) for block in blocks)
-        parent, _, name = architecture.blocks.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, name, recorders)
-        try:
-            self._base = copy.deepcopy(model.base_model)
-        finally:
-            setattr(owner, name, blocks)
-        cast_parameters(self._base, dtype).eval()
-        self._recorders = [module for module in self._base.modules() if isinstance(module, _Recorder)]
+        self._base, self._recorders = _without_blocks(model, architecture, model.base_model, dtype)
 
     @torch.no_grad()
     def hidden_states(self, windows: Tensor) -> Tensor:
@@ -81,6 +88,27 @@ class Entrance:
         """How the model calls each of its blocks for windows of this length."""
         self.hidden_states(windows[:1])
         return [recorder.call for recorder in self._recorders if recorder.call is not None]
+
+
+class Exit:
+    """The part of a model behind its blocks, final norm and head, in the compute dtype, on `device`."""
+
+    def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> None:
+        self._model, recorders = _without_blocks(model, architecture, model, dtype)
+        self._model.to(device)
+        self._first = recorders[0]
+        self.vocabulary = int(model.config.vocab_size)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The logits, `(batch, tokens, vocabulary)`, that follow from the last block's `(batch, tokens, hidden)`."""
+        self._first.replacement = hidden
+        try:
+            placeholders = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+            with quiet():
+                logits: Tensor = self._model(input_ids=placeholders, use_cache=False).logits
+            return logits
+        finally:
+            self._first.replacement = None
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.capture import Entrance
+from quept.calibration.capture import Entrance, Exit
 from quept.calibration.clock import Clock
 from quept.calibration.job import Job, prepare
 from quept.calibration.merge import advance
+from quept.calibration.objective import Objective, output_error, prediction_error
 from quept.calibration.progress import Progress, Report, Silent
-from quept.calibration.reconstruct import LOSSES, count_steps, reconstruct
+from quept.calibration.reconstruct import count_steps, reconstruct
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
 from quept.spec import Recipe
@@ -148,7 +149,8 @@ class _Run:
         self, index: int, block: CalibrationBlock, full_precision: Stream, quantized: list[Stream]
     ) -> list[BlockError]:
         """Train one block, or read it back; afterwards `full_precision` holds its outputs, which are the targets."""
-        stem = shard_stem(index + 1, len(self.job.architecture.block_list(self.job.model)))
+        blocks = len(self.job.architecture.block_list(self.job.model))
+        stem = shard_stem(index + 1, blocks)
         steps = count_steps(full_precision.samples, self.recipe.reconstruction)
         if self.workspace.has(stem):
             self._advance_full_precision(block, full_precision)
@@ -161,31 +163,35 @@ class _Run:
         generator = self.job.generator(index, "reconstruction")
         for linear in block.linears.values():
             linear.reset_adapter(generator)
+        objective = self._objective(last=index + 1 == blocks)
         reconstruct(
             block,
             quantized,
             full_precision,
             self.recipe.groups,
             self.recipe.reconstruction,
+            objective,
             generator,
             self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
         )
         self.trained_tokens += self.recipe.reconstruction.epochs * self.job.windows.numel() * len(self.recipe.groups)
         with self.clock("measuring"):
-            errors = self._measure(block, full_precision, quantized)
+            errors = self._measure(block, full_precision, quantized, objective)
         with self.clock("writing"):
             self.workspace.write(stem, block.tensors(), note=[error.model_dump() for error in errors])
         return errors
 
     def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
-        """Advance the full-precision stream, smooth the block, and make its linears elastic."""
+        """Advance the full-precision stream, smooth the block, make its linears elastic, and place their ranges."""
         recipe, job = self.recipe, self.job
         sites = job.architecture.sites_for(job.model.config) if recipe.smoothing.enabled else ()
+        start = recipe.reconstruction.clipping_start
+        watched = {site.consumers[0] for site in sites} | set(job.architecture.linears if start == "search" else ())
         passes = -(-full_precision.samples // self.chunk)
-        with block.observed({site.consumers[0] for site in sites}, max(1, recipe.smoothing.tokens // passes)) as inputs:
+        with block.observed(watched, max(1, recipe.smoothing.tokens // passes)) as inputs:
             self._advance_full_precision(block, full_precision)
-        columns = {}
+        columns: dict[str, Tensor] = {}
         if sites:
             with self.clock("smoothing"):
                 scales = fit(
@@ -201,6 +207,20 @@ class _Run:
                 columns = dict(scales.columns)
         block.round_to_stored()
         block.make_elastic(recipe.weight_spec, columns)
+        with self.clock("placing ranges"):
+            for path, linear in block.linears.items():
+                if start == "search":
+                    importance = (inputs[path] / linear.input_scale).square().mean(0)
+                    linear.search_clipping(importance)
+                else:
+                    linear.reset_clipping(start)
+
+    def _objective(self, last: bool) -> Objective:
+        """What a block's training lowers."""
+        job, settings = self.job, self.recipe.reconstruction
+        if last and settings.last_block_loss == "kl":
+            return prediction_error(Exit(job.model, job.architecture, job.compute_dtype, job.device))
+        return output_error(settings.loss)
 
     @torch.no_grad()
     def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
@@ -208,17 +228,19 @@ class _Run:
             for rows in stream.chunks(self.chunk):
                 stream.write(rows, block.run(stream.read(rows)))
 
-    def _measure(self, block: CalibrationBlock, targets: Stream, quantized: list[Stream]) -> list[BlockError]:
+    def _measure(
+        self, block: CalibrationBlock, targets: Stream, quantized: list[Stream], objective: Objective
+    ) -> list[BlockError]:
         """The block's errors on the first samples, rounded to nearest and calibrated."""
         rows = slice(0, min(MEASURED_SAMPLES, self.chunk * 2, targets.samples))
-        target, loss = targets.read(rows).float(), LOSSES[self.recipe.reconstruction.loss]
+        target = targets.read(rows)
         errors = []
         with torch.no_grad():
             for bits in self.recipe.bits:
                 hidden = quantized[self.recipe.groups.index(bits)].read(rows)
-                calibrated = loss(block.run(hidden, bits).float(), target).item()
+                calibrated = objective(block.run(hidden, bits), target).item()
                 with block.rounded_to_nearest(bits):
-                    rounding = loss(block.run(hidden, bits).float(), target).item()
+                    rounding = objective(block.run(hidden, bits), target).item()
                 errors.append(BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated))
         return errors
 

@@ -1,7 +1,7 @@
 """Block-wise reconstruction with multi-tier sampling (method, section on reconstruction).
 
-Each step draws one width from each bit group, runs the block at each on the quantized stream, and lowers the sum of
-the errors to the full-precision block's output on the full-precision stream.
+Each step draws one width from each bit group that takes part, runs the block at each on the group's quantized stream,
+and lowers the sum of the errors to the full-precision block's output on the full-precision stream.
 """
 
 import math
@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.clock import Clock
+from quept.calibration.descent import Descent
+from quept.calibration.objective import Objective
 from quept.calibration.stream import Stream
 from quept.errors import CalibrationFailed
 from quept.numerics import rounding
-from quept.spec import BitGroups, Loss, Reconstruction
+from quept.spec import BitGroups, Reconstruction
 
 # The rounding policy's regulariser (AdaRound): its weight, and how its sharpness falls over the training.
 UNDECIDED_WEIGHT = 0.01
 SHARPNESS_FIRST, SHARPNESS_LAST = 20.0, 2.0
-
-LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"mae": F.l1_loss, "mse": F.mse_loss}
+TINY = 1e-12  # losses are divided by no less
 
 
 def reconstruct(
@@ -31,33 +31,39 @@ def reconstruct(
     targets: Stream,
     groups: BitGroups,
     settings: Reconstruction,
+    objective: Objective,
     generator: torch.Generator,
     clock: Clock,
     on_step: Callable[[int, int, float], None],
 ) -> None:
-    """Train a block's adapters and clipping in place; `inputs` holds the stream of each bit group, high to low.
+    """Train what a block's linears learn, in place; `inputs` holds the stream of each bit group, high to low.
 
     `on_step` is told the step, the number of steps and the loss. Raises `CalibrationFailed` on a non-finite loss.
     """
-    optimizer, schedule = _optimizer(block, settings, steps := count_steps(targets.samples, settings))
-    step = 0
+    steps = count_steps(targets.samples, settings)
+    descent, first, step = Descent(block.linears.values(), settings, steps), dict[int, float](), 0
     for _ in range(settings.epochs):
         order = torch.randperm(targets.samples, generator=generator).tolist()
         for start in range(0, targets.samples, settings.batch_size):
             rows = order[start : start + settings.batch_size]
             target, total = targets.read(rows), 0.0
-            for group, stream in zip(groups.groups, inputs, strict=True):
+            for index, (group, stream) in enumerate(zip(groups.groups, inputs, strict=True)):
+                if not settings.takes_part(index, step):
+                    continue
                 bits = draw(group, generator)
-                with clock("forward and backward"):
-                    loss = _loss(block, stream.read(rows), target, bits, settings.loss, step / steps)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    total += _finite(loss.item(), block, bits)
+                product = torch.bfloat16 if bits in settings.bfloat16_bits else None
+                with clock("forward and backward"), block.multiplying(product):
+                    loss = _loss(block, stream.read(rows), target, bits, objective, step / steps)
+                    value = _finite(loss.item(), block, bits)
+                    scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
+                    (loss / scale).backward()  # type: ignore[no-untyped-call]
+                    total += value / scale
             with clock("optimizer"):
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+                descent.step()
             step += 1
             on_step(step, steps, total)
+    for layer in block.linears.values():
+        layer.settle_rounding()
     block.module.requires_grad_(False)
 
 
@@ -71,10 +77,12 @@ def draw(group: Sequence[int], generator: torch.Generator) -> int:
     return group[int(torch.randint(len(group), (), generator=generator))]
 
 
-def _loss(block: CalibrationBlock, hidden: Tensor, target: Tensor, bits: int, loss: Loss, progress: float) -> Tensor:
+def _loss(
+    block: CalibrationBlock, hidden: Tensor, target: Tensor, bits: int, objective: Objective, progress: float
+) -> Tensor:
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy."""
     if not any(layer.trains_rounding for layer in block.linears.values()):
-        return LOSSES[loss](block.run(hidden, bits).float(), target.float())
+        return objective(block.run(hidden, bits), target)
     # While it trains, the policy rounds softly; the widths' weights are put in place of the derived ones.
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty = target.new_zeros(())
@@ -82,33 +90,10 @@ def _loss(block: CalibrationBlock, hidden: Tensor, target: Tensor, bits: int, lo
         for layer in block.linears.values():
             layer.override, up = layer.derive_soft(bits)
             penalty = penalty + rounding.undecided(up, sharpness)
-        return LOSSES[loss](block.run(hidden, bits).float(), target.float()) + UNDECIDED_WEIGHT * penalty
+        return objective(block.run(hidden, bits), target) + UNDECIDED_WEIGHT * penalty
     finally:
         for layer in block.linears.values():
             layer.override = None
-
-
-def _optimizer(
-    block: CalibrationBlock, settings: Reconstruction, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam over two parameter groups, each on a cosine to `final_learning_rate` of its start."""
-    factors, clipping = [], []
-    for layer in block.linears.values():
-        layer_factors, layer_clipping = layer.trainable()
-        factors += layer_factors
-        clipping += layer_clipping
-    for parameter in factors + clipping:
-        parameter.requires_grad_(True)
-    groups = [{"params": clipping, "lr": settings.clipping_learning_rate}]
-    if factors:
-        groups.append({"params": factors, "lr": settings.adapter_learning_rate})
-    optimizer = torch.optim.Adam(groups, fused=True)
-    last = settings.final_learning_rate
-
-    def cosine(step: int) -> float:
-        return last + (1 - last) * (1 + math.cos(math.pi * step / steps)) / 2
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
 
 
 def _finite(loss: float, block: CalibrationBlock, bits: int) -> float:

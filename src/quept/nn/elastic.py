@@ -1,11 +1,14 @@
 """A linear layer that runs at every width of a set.
 
 The master weight is frozen. What calibration learns is small: one pair of low-rank factors, of which each bit
-group reads a slice (MB-CLoRA), and two clipping logits per width and scale. The weight at a width is derived from
-these three; nothing else is stored, so every width always belongs to the same model.
+group reads a slice (MB-CLoRA), two clipping logits per width and scale, and at the widths whose rounding is learned
+one bit per weight. The weight at a width is derived from these; nothing else is stored, so every width always belongs
+to the same model.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -14,7 +17,7 @@ from torch.nn import functional as F
 
 from quept.errors import InvalidInput
 from quept.nn.residency import DerivedWeights
-from quept.numerics import affine, rounding
+from quept.numerics import affine, planes, ranges, rounding
 from quept.spec import WeightSpec
 
 CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole (method, section on the weight quantizer)
@@ -36,6 +39,13 @@ def _check_rank(weight: Tensor, spec: WeightSpec, path: str) -> None:
         )
 
 
+def _without_leading(gradient: Tensor, dimension: int, count: int) -> Tensor:
+    """A copy with the first `count` entries along `dimension` set to zero."""
+    gradient = gradient.clone()
+    gradient.narrow(dimension, 0, count).zero_()
+    return gradient
+
+
 class ElasticLinear(nn.Module):
     """`x @ W_b.T + bias`, with `W_b` derived from the master weight for the width `bits`.
 
@@ -44,11 +54,14 @@ class ElasticLinear(nn.Module):
         bias: `(out,)` or absent, in the checkpoint's dtype.
         A, B: low-rank factors, `(R, in)` and `(out, R)`; `B` starts at zero.
         clipping.<b>: logits of the shares of the group's minimum and maximum, `(2, out, groups_b)`.
+        planes.<b>: the rounding plane at a width whose rounding is learned, packed, `(out, ceil(in / 8))` uint8; see
+            `quept.numerics.planes`. While it is being learned, an offset per weight stands in its place.
         input_scale: `(in,)`, what smoothing multiplied the columns by; needed only to tell what plain rounding of
             the unsmoothed weight would have been.
     """
 
     bits: int | None
+    product_dtype: torch.dtype | None  # of the matrix product while training; None leaves it to the inputs
     weight: nn.Parameter
     bias: nn.Parameter | None
     input_scale: Tensor
@@ -60,6 +73,7 @@ class ElasticLinear(nn.Module):
         self.spec, self.path = spec, path
         self.out_features, self.in_features = out_features, in_features
         self.bits = None
+        self.product_dtype = None
         self.override: Tensor | None = None
         self.residency: DerivedWeights | None = None
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -78,6 +92,8 @@ class ElasticLinear(nn.Module):
                 for bits in spec.groups.bits
             }
         )
+        self.planes = nn.ParameterDict({str(bits): self._plane() for bits in spec.learned_rounding})
+        self.offsets: dict[int, nn.Parameter] = {}
         self.register_buffer("input_scale", torch.ones(in_features, device=weight.device))
 
     @classmethod
@@ -96,9 +112,32 @@ class ElasticLinear(nn.Module):
             self.A.copy_(drawn)
             self.B.zero_()
 
+    @torch.no_grad()
+    def reset_clipping(self, start: float) -> None:
+        """Set the logits of all shares to `start`."""
+        for logits in self.clipping.values():
+            logits.fill_(start)
+
+    @torch.no_grad()
+    def search_clipping(self, importance: Tensor) -> None:
+        """Start each range at the share that rounds the master best.
+
+        `importance`, `(in,)`, is the mean square of each input: errors are weighed by it.
+        """
+        for bits, logits in self.clipping.items():
+            grouped = self._split(self._master(), int(bits))
+            share = ranges.best_share(grouped, int(bits), self._split(importance.unsqueeze(0), int(bits)))
+            # A whole range has no logit: it starts half a code short, or at the method's start if that is wider.
+            nearly_whole = max(CLIPPING_START, math.log(2 * (2 ** int(bits) - 1) - 1))
+            logits.copy_(torch.logit(share.squeeze(-1), eps=1e-6).clamp_max(nearly_whole))
+
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` at the current width."""
-        return F.linear(hidden, self.current_weight(), self.bias)
+        weight = self.current_weight()
+        if self.product_dtype is None:
+            return F.linear(hidden, weight, self.bias)
+        product = F.linear(hidden.to(self.product_dtype), weight.to(self.product_dtype)).to(hidden.dtype)
+        return product if self.bias is None else product + self.bias
 
     def current_weight(self) -> Tensor:
         """The weight in force: an override, the master (`bits` is None), or the one derived for `bits`."""
@@ -143,14 +182,30 @@ class ElasticLinear(nn.Module):
         return self.spec.adapter.entry == "rounding" and self.A.numel() > 0
 
     def learned(self) -> dict[str, Tensor]:
-        """What the layer has beside weight and bias, by name: float32 whatever the model's dtype."""
+        """What the layer has beside weight and bias, by name: of the same dtype whatever the model's."""
         clipping = {f"clipping.{bits}": value for bits, value in self.clipping.items()}
-        return {"A": self.A, "B": self.B, "input_scale": self.input_scale, **clipping}
+        rounding_planes = {f"planes.{bits}": value for bits, value in self.planes.items()}
+        return {"A": self.A, "B": self.B, "input_scale": self.input_scale, **clipping, **rounding_planes}
 
-    def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What calibration learns: the adapter's factors, and the clipping logits."""
-        factors = [self.A, self.B] if self.A.numel() else []
-        return factors, list(self.clipping.values())
+    def learn_rounding(self) -> dict[int, nn.Parameter]:
+        """Put trainable offsets, zero steps each and shaped like the grouped weight, in place of the planes."""
+        for bits in self.spec.learned_rounding:
+            self.offsets[bits] = nn.Parameter(torch.zeros_like(self._split(self._master(), bits)))
+        return self.offsets
+
+    @torch.no_grad()
+    def settle_rounding(self) -> None:
+        """Turn the offsets into planes. The codes stay as they are, but where an offset moved a weight off a code."""
+        for bits in list(self.offsets):
+            grouped, to, offset = self._plan(bits)
+            assert offset is not None
+            turned = affine.join_groups(planes.turned(grouped, to, offset), self.in_features)
+            del self.offsets[bits]
+            self.planes[str(bits)].copy_(planes.pack(turned))
+
+    def adapter_factors(self) -> list[nn.Parameter]:
+        """`A` and `B`, or nothing where there is no adapter."""
+        return [self.A, self.B] if self.A.numel() else []
 
     def _plan(self, bits: int, harden: bool = True) -> tuple[Tensor, affine.Grid, Tensor | None]:
         """What is rounded, onto which grid, and by which offset: the three places where an adapter can enter."""
@@ -161,14 +216,32 @@ class ElasticLinear(nn.Module):
         grouped = self._split(master, bits)
         low, high = torch.sigmoid(self.clipping[str(bits)]).unsqueeze(-1)
         to = affine.grid(grouped, bits, low, high)
+        if bits in self.offsets:
+            return grouped, to, self.offsets[bits]
+        if bits in self.spec.learned_rounding:
+            plane = planes.unpack(self.planes[str(bits)], self.in_features)
+            return grouped, to, planes.plane_offset(grouped, to, self._split(plane, bits))
         if entry == "weight" or not harden:
             return grouped, to, None
         steps = self._split(self._adapter(bits), bits)
         return grouped, to, steps if entry == "scale" else rounding.hard_offset(grouped, to, steps)
 
     def _adapter(self, bits: int) -> Tensor:
-        columns = self.spec.adapter.columns(self.spec.groups.index(bits), len(self.spec.groups))
-        return self.B[:, columns] @ self.A[columns]
+        adapter, group = self.spec.adapter, self.spec.groups.index(bits)
+        columns = adapter.columns(group, len(self.spec.groups))
+        up, down = self.B[:, columns], self.A[columns]
+        if adapter.isolated and up.requires_grad:
+            # The forward pass must stay the same product, so the gradient is what is cut.
+            shared = adapter.rank * group
+            for factor, dimension in ((up, 1), (down, 0)):
+                factor.register_hook(partial(_without_leading, dimension=dimension, count=shared))  # type: ignore[no-untyped-call]
+        return up @ down
+
+    def _plane(self) -> nn.Parameter:
+        packed = torch.zeros(
+            self.out_features, planes.bytes_per_row(self.in_features), dtype=torch.uint8, device=self.weight.device
+        )
+        return nn.Parameter(packed, requires_grad=False)
 
     def _derive_detached(self, bits: int) -> Tensor:
         # Kept weights outlive the call, and one made in inference mode could not be used outside it.
@@ -196,7 +269,7 @@ class ElasticLinear(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
             owner, _, leaf = name.rpartition(".")
-            moved = getattr(self, leaf) if not owner else self.clipping[leaf]
+            moved = getattr(self, leaf) if not owner else getattr(self, owner)[leaf]
             if moved.dtype != value.dtype:
                 moved.data = value.to(moved.device)
         if self.residency is not None:

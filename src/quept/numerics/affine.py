@@ -51,6 +51,11 @@ def grid(grouped: Tensor, bits: int, low_share: Tensor | None = None, high_share
         low = low * low_share
     if high_share is not None:
         high = high * high_share
+    return grid_between(low, high, bits)
+
+
+def grid_between(low: Tensor, high: Tensor, bits: int) -> Grid:
+    """The grid of `2**bits` codes from `low` to `high`, `(out, groups, 1)` each, with zero among them."""
     maximum = 2**bits - 1
     scale = (high - low) / maximum
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -1,0 +1,26 @@
+"""Where a clipped range starts: a search over shares of each group's range, before anything is trained."""
+
+import torch
+from torch import Tensor
+
+from quept.numerics import affine
+
+NARROWEST, CANDIDATES = 0.35, 27  # shares from the whole range down, 0.025 apart
+
+
+def best_share(grouped: Tensor, bits: int, importance: Tensor) -> Tensor:
+    """The share of each group's range that rounds with the least weighted squared error, `(out, groups, 1)`.
+
+    `importance`, `(1, groups, inputs)`, weighs the squared errors: the inputs' mean squares make the sum an estimate
+    of the output error. Both ends of a range get the same share. Where two are as good, the wider one is taken.
+    """
+    low, high = grouped.amin(-1, keepdim=True).clamp_max(0), grouped.amax(-1, keepdim=True).clamp_min(0)
+    best = torch.ones_like(low)
+    least = torch.full_like(low, torch.inf)
+    for share in torch.linspace(1.0, NARROWEST, CANDIDATES).tolist():
+        to = affine.grid_between(low * share, high * share, bits)
+        error = ((affine.fake_quantize(grouped, to) - grouped).square_() * importance).sum(-1, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = best.masked_fill(better, share)
+    return best
