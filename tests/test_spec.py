@@ -182,10 +182,12 @@ def test_only_grouped_widths_share_scales_within_groups_never_beyond_the_row():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("rank", [1, 16])
 def test_adapter_slices_are_nested_disjoint_or_equal_as_their_kind_says(count, rank):
+    groups = BitGroups(groups=[(8 - position,) for position in range(count)])
+
     def columns(kind):
         adapter = Adapter(kind=kind, rank=rank)
-        total = range(adapter.total_rank(count))
-        return [set(total[adapter.columns(group, count)]) for group in range(count)], set(total)
+        total = range(adapter.total_rank(groups))
+        return [set(total[adapter.columns(8 - position, groups)]) for position in range(count)], set(total)
 
     cascade, everything = columns("cascade")
     assert [len(part) for part in cascade] == [rank * (group + 1) for group in range(count)]
@@ -204,8 +206,24 @@ def test_adapter_slices_are_nested_disjoint_or_equal_as_their_kind_says(count, r
 
 
 def test_the_highest_group_owns_the_first_columns():
-    assert Adapter(rank=4).columns(0, 3) == slice(0, 4)
-    assert Adapter(kind="independent", rank=4).columns(0, 3) == slice(0, 4)
+    groups = BitGroups.partition([2, 4, 5, 7, 8])
+    assert Adapter(rank=4).columns(7, groups) == slice(0, 4)
+    assert Adapter(kind="independent", rank=4).columns(8, groups) == slice(0, 4)
+
+
+@pytest.mark.parametrize("kind", ["cascade", "independent", "shared"])
+def test_widths_without_an_adapter_own_no_columns(kind):
+    groups = BitGroups(groups=[[7, 8], [6], [5], [2]])
+    adapter = Adapter(kind=kind, rank=4, bits=(5, 8))
+    assert adapter.total_rank(groups) == 8
+    assert [adapter.columns(bits, groups) == slice(0, 0) for bits in (8, 7, 6, 5, 2)] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert adapter.columns(5, groups).stop == 8
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -306,9 +324,9 @@ def test_with_bits_keeps_the_groups_and_gives_new_widths_one_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("cadence", "given"), [((1,), "[1]"), ((2, 2, 2, 2), "[2, 2, 2, 2]"), ((0, 1, 1, 1), "given: 0")]
+    ("cadence", "given"), [((1,), "[1]"), ((0, 0, 0, 0), "[0, 0, 0, 0]"), ((-1, 1, 1, 1), "given: -1")]
 )
-def test_a_cadence_has_one_number_per_group_and_never_leaves_a_step_idle(cadence, given):
+def test_a_cadence_has_one_number_per_group_and_trains_something(cadence, given):
     refused(lambda: recipe(reconstruction={"cadence": cadence}), "cadence", given)
 
 

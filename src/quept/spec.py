@@ -139,12 +139,14 @@ class Adapter(Value):
     `rank` is the rank that each group adds. All kinds own the same `B: (out, R)` and `A: (R, in)`, with `R` the
     rank times the number of groups; they differ only in the slice that a group reads. `isolated` stops the gradient
     of a cascade's lower group at the slices it shares with higher ones, so that low widths cannot disturb high ones.
+    `bits` are the widths that have an adapter; empty means all.
     """
 
     kind: AdapterKind = "cascade"
     entry: AdapterEntry = "weight"
     rank: Annotated[int, Field(ge=1)] = 16
     isolated: bool = False
+    bits: tuple[Width, ...] = ()
 
     @model_validator(mode="after")
     def _isolates_a_cascade(self) -> Self:
@@ -152,21 +154,30 @@ class Adapter(Value):
             raise ValueError(f"adapter.isolated is for kind 'cascade'; {self.kind!r} has no slices of higher groups")
         return self
 
-    def total_rank(self, groups: int) -> int:
-        """Columns of `B` and rows of `A` for this many groups."""
-        return 0 if self.kind == "none" else self.rank * groups
+    def total_rank(self, groups: BitGroups) -> int:
+        """Columns of `B` and rows of `A`."""
+        return self.rank * len(self._adapted(groups))
 
-    def columns(self, group: int, groups: int) -> slice:
-        """The columns of `B` and rows of `A` that group number `group` (0 is the highest) uses."""
+    def columns(self, bits: int, groups: BitGroups) -> slice:
+        """The columns of `B` and rows of `A` that a width uses; none where it has no adapter."""
+        adapted = self._adapted(groups)
+        group = groups.groups[groups.index(bits)]
+        if group not in adapted or (self.bits and bits not in self.bits):
+            return slice(0, 0)
+        last = self.rank * (adapted.index(group) + 1)
         match self.kind:
-            case "cascade":
-                return slice(0, self.rank * (group + 1))
             case "independent":
-                return slice(self.rank * group, self.rank * (group + 1))
+                return slice(last - self.rank, last)
             case "shared":
-                return slice(0, self.rank * groups)
-            case "none":
-                return slice(0, 0)
+                return slice(0, self.rank * len(adapted))
+            case _:
+                return slice(0, last)
+
+    def _adapted(self, groups: BitGroups) -> list[tuple[int, ...]]:
+        """The groups that have an adapter, high to low."""
+        if self.kind == "none":
+            return []
+        return [group for group in groups.groups if not self.bits or set(self.bits) & set(group)]
 
 
 class Merging(Value):
@@ -202,8 +213,9 @@ class Reconstruction(Value):
     """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details).
 
     `normalized` divides each width's loss by its value at the start, so that no group outweighs another.
-    `cadence`, one number per bit group from high to low, lets a group take part in every n-th step only; empty means
-    in all. At the widths in `bfloat16_bits` the linears multiply in bfloat16 while they train.
+    `cadence`, one number per bit group from high to low, lets a group take part in every n-th step only, or with 0 in
+    none, which leaves its ranges whole; empty means in all. At the widths in `bfloat16_bits` the linears multiply in
+    bfloat16 while they train.
 
     Rounding offsets follow the sign of their gradient, with steps that fall linearly to zero (SignRound). Their rate
     is the first step's length, in quantization steps; "auto" is SignRound's own, one over the number of steps.
@@ -218,7 +230,7 @@ class Reconstruction(Value):
     epochs: Annotated[int, Field(ge=1)] = 15
     batch_size: Annotated[int, Field(ge=1)] = 2
     normalized: bool = False
-    cadence: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    cadence: tuple[Annotated[int, Field(ge=0)], ...] = ()
     bfloat16_bits: tuple[Width, ...] = ()
     adapter_learning_rate: LearningRate = 7e-4
     clipping_start: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
@@ -228,7 +240,8 @@ class Reconstruction(Value):
 
     def takes_part(self, group: int, step: int) -> bool:
         """Whether group number `group` (0 is the highest) trains in this step."""
-        return step % (self.cadence[group] if self.cadence else 1) == 0
+        every = self.cadence[group] if self.cadence else 1
+        return every > 0 and step % every == 0
 
 
 class Data(Value):
@@ -295,10 +308,10 @@ class Recipe(Value):
                 "entry 'weight' with it, or leave learned_rounding empty"
             )
         cadence = self.reconstruction.cadence
-        if cadence and (len(cadence) != count or min(cadence) != 1):
+        if cadence and (len(cadence) != count or not any(cadence)):
             raise ValueError(
                 f"reconstruction.cadence {list(cadence)} must be {count} numbers, one per bit group from high to low, "
-                "and the smallest must be 1"
+                "and not all 0"
             )
         return self
 
@@ -333,7 +346,7 @@ class Recipe(Value):
         ]
         new = [((width,), 1) for width in wanted if width not in self.bits]
         chosen = sorted(((group, every) for group, every in kept + new if group), reverse=True)
-        fastest = min((every for _, every in chosen), default=1)
+        fastest = min((every for _, every in chosen if every), default=1)
         return self.updated(
             groups={"groups": [group for group, _ in chosen]},
             reconstruction=self.reconstruction.updated(cadence=tuple(every // fastest for _, every in chosen)),

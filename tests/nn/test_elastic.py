@@ -144,9 +144,9 @@ def test_nearest_is_the_rounding_of_the_weight_before_it_was_smoothed():
 
 def test_soft_rounding_in_training_starts_at_the_weight_and_returns_its_shares():
     layer = unclipped(elastic("rounding", learned=False))
-    assert layer.trains_rounding
-    assert not elastic("rounding", "none").trains_rounding
-    assert not elastic("weight").trains_rounding
+    assert layer.trains_softly(4)
+    assert not elastic("rounding", "none").trains_softly(4)
+    assert not elastic("weight").trains_softly(4)
     soft, up = layer.derive_soft(4)
     within = 0.5 * layer.codes(4)[1].scale.squeeze(1)  # the grid's ends may lie half a step inside the range
     assert bool(((soft - layer.weight).abs() <= within * 1.001).all())

@@ -1,7 +1,8 @@
 """What moves what a block learns: Adam the adapters and the clipping, sign descent the rounding."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +12,21 @@ from quept.spec import Reconstruction
 
 
 class Descent:
-    """The optimizers of one block over `steps` steps.
+    """The optimizers of one block over `steps` steps, of which each width is drawn in `draws`, on average.
 
     A parameter without a gradient stays where it is: widths that were not drawn in a step do not move.
     """
 
-    def __init__(self, layers: Iterable[ElasticLinear], settings: Reconstruction, steps: int) -> None:
+    def __init__(
+        self, layers: Iterable[ElasticLinear], settings: Reconstruction, steps: int, draws: Mapping[int, float]
+    ) -> None:
         layers = list(layers)
         adapters = [factor for layer in layers for factor in layer.adapter_factors()]
         clipping = [logits for layer in layers for logits in layer.clipping.values()]
-        offsets = [offset for layer in layers for offset in layer.learn_rounding().values()]
-        rate = settings.rounding_learning_rate
+        offsets: dict[int, list[Tensor]] = {}
+        for layer in layers:
+            for bits, offset in layer.learn_rounding().items():
+                offsets.setdefault(bits, []).append(offset)
         for parameter in adapters + clipping:
             parameter.requires_grad_(True)
         last = settings.final_learning_rate
@@ -39,7 +44,10 @@ class Descent:
             moved.append({"params": adapters, "lr": settings.adapter_learning_rate})
         self._add(torch.optim.Adam(moved, fused=True), cosine)
         if offsets:
-            self._add(SignDescent(offsets, 1 / steps if rate == "auto" else rate), linear)
+            given = settings.rounding_learning_rate
+            rates = {bits: 1 / draws[bits] if given == "auto" else given for bits in offsets}
+            signed = [{"params": parameters, "lr": rates[bits]} for bits, parameters in offsets.items()]
+            self._add(SignDescent(signed), linear)
 
     def _add(self, optimizer: torch.optim.Optimizer, course: Callable[[int], float]) -> None:
         self.optimizers.append(optimizer)
@@ -56,8 +64,8 @@ class Descent:
 class SignDescent(torch.optim.Optimizer):
     """Rounding offsets move by the learning rate against the sign of their gradient (SignRound, arXiv 2309.05516)."""
 
-    def __init__(self, offsets: Iterable[Tensor], rate: float) -> None:
-        super().__init__(offsets, {"lr": rate})
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

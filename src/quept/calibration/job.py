@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from quept import __version__
 from quept.architectures import Architecture, architecture_of
 from quept.architectures.checkpoint import check_and_digest, open_model, open_tokenizer, read_config
+from quept.calibration.passes import WORTH_COMPILING
+from quept.calibration.reconstruct import trained_tokens
 from quept.data import digest, token_windows
 from quept.devices import choose_device
 from quept.errors import InvalidInput
@@ -38,12 +40,17 @@ class Job:
     compute_dtype: torch.dtype
     stored_dtype: str
     seed: int
+    compiled: bool
     provenance: Provenance
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a run to be resumed."""
-        return {"recipe": self.recipe.model_dump(mode="json"), **self.provenance.model_dump(mode="json")}
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "compiled": self.compiled,
+            **self.provenance.model_dump(mode="json"),
+        }
 
     def generator(self, block: int, purpose: str) -> torch.Generator:
         """A random generator that depends on the seed, the block and the purpose alone, so that work can resume."""
@@ -60,6 +67,7 @@ def prepare(
     sequence_length: int | None,
     seed: int,
     device: str,
+    compiled: bool | None,
     note: Callable[[str], None],
 ) -> Job:
     """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments."""
@@ -95,7 +103,12 @@ def prepare(
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         versions=_versions(),
     )
-    return Job(model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, provenance)
+    if compiled is None:
+        values = trained_tokens(recipe, windows.shape[1]) * model.config.hidden_size * model.config.num_hidden_layers
+        compiled = where.type == "cpu" and values >= WORTH_COMPILING
+    return Job(
+        model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, compiled, provenance
+    )
 
 
 def _fit_data(

@@ -6,6 +6,7 @@ to disk. One block is on the compute device at a time. A block that is already o
 read back and the streams pass through it, which is what lets an interrupted run go on bit for bit.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from quept.calibration.clock import Clock
 from quept.calibration.job import Job, prepare
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
+from quept.calibration.passes import CompiledPass, Pass, plain_pass
 from quept.calibration.progress import Progress, Report, Silent
-from quept.calibration.reconstruct import count_steps, reconstruct
+from quept.calibration.reconstruct import count_steps, expected_draws, reconstruct, trained_tokens
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
+from quept.nn.elastic import WHOLE
 from quept.spec import Recipe
 from quept.storage.artifact import shard_stem, stored_tensors
 from quept.storage.manifest import BlockError, Manifest
@@ -45,6 +48,7 @@ def calibrate(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    compiled: bool | None = None,
     stream_memory: int = DEFAULT_STREAM_MEMORY,
     progress: Progress | None = None,
 ) -> Report:
@@ -60,6 +64,7 @@ def calibrate(
         samples, sequence_length: how much data, instead of the recipe's; `sequence_length` in tokens.
         seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
         device: `auto`, `cpu` or `cuda`.
+        compiled: whether training runs through `torch.compile`; None decides by the amount of work, on a CPU.
         resume: go on with an interrupted run of the same settings.
         stream_memory: bytes of hidden states held in memory; beyond it they live in memory-mapped files.
         progress: told what happens.
@@ -71,7 +76,7 @@ def calibrate(
     workspace = Workspace(output)
     workspace.check_free(resume=resume)
     with clock("opening"):
-        job = prepare(model, tokenizer, data, recipe, samples, sequence_length, seed, device, progress.note)
+        job = prepare(model, tokenizer, data, recipe, samples, sequence_length, seed, device, compiled, progress.note)
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(Path(output), manifest)
@@ -106,6 +111,9 @@ class _Run:
     clock: Clock
     progress: Progress
     trained_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.forward: Pass = CompiledPass(self.progress.note) if self.job.compiled else plain_pass
 
     @property
     def recipe(self) -> Recipe:
@@ -171,11 +179,12 @@ class _Run:
             self.recipe.groups,
             self.recipe.reconstruction,
             objective,
+            self.forward,
             generator,
             self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
         )
-        self.trained_tokens += self.recipe.reconstruction.epochs * self.job.windows.numel() * len(self.recipe.groups)
+        self.trained_tokens += trained_tokens(self.recipe, self.job.windows.shape[1])
         with self.clock("measuring"):
             errors = self._measure(block, full_precision, quantized, objective)
         with self.clock("writing"):
@@ -208,12 +217,20 @@ class _Run:
         block.round_to_stored()
         block.make_elastic(recipe.weight_spec, columns)
         with self.clock("placing ranges"):
-            for path, linear in block.linears.items():
-                if start == "search":
-                    importance = (inputs[path] / linear.input_scale).square().mean(0)
-                    linear.search_clipping(importance)
+            self._place_ranges(block, inputs)
+
+    def _place_ranges(self, block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
+        """Set where each width's clipping starts; widths that are not trained keep their whole range."""
+        start = self.recipe.reconstruction.clipping_start
+        draws = expected_draws(self.recipe.groups, self.recipe.reconstruction, 1)
+        for path, linear in block.linears.items():
+            for bits in self.recipe.bits:
+                if not draws[bits]:
+                    linear.reset_clipping(bits, WHOLE)
+                elif start == "search":
+                    linear.search_clipping(bits, (inputs[path] / linear.input_scale).square().mean(0))
                 else:
-                    linear.reset_clipping(start)
+                    linear.reset_clipping(bits, start)
 
     def _objective(self, last: bool) -> Objective:
         """What a block's training lowers."""

@@ -14,10 +14,11 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.clock import Clock
 from quept.calibration.descent import Descent
 from quept.calibration.objective import Objective
+from quept.calibration.passes import Pass
 from quept.calibration.stream import Stream
 from quept.errors import CalibrationFailed
 from quept.numerics import rounding
-from quept.spec import BitGroups, Reconstruction
+from quept.spec import BitGroups, Recipe, Reconstruction
 
 # The rounding policy's regulariser (AdaRound): its weight, and how its sharpness falls over the training.
 UNDECIDED_WEIGHT = 0.01
@@ -32,6 +33,7 @@ def reconstruct(
     groups: BitGroups,
     settings: Reconstruction,
     objective: Objective,
+    forward: Pass,
     generator: torch.Generator,
     clock: Clock,
     on_step: Callable[[int, int, float], None],
@@ -41,7 +43,8 @@ def reconstruct(
     `on_step` is told the step, the number of steps and the loss. Raises `CalibrationFailed` on a non-finite loss.
     """
     steps = count_steps(targets.samples, settings)
-    descent, first, step = Descent(block.linears.values(), settings, steps), dict[int, float](), 0
+    draws = expected_draws(groups, settings, steps)
+    descent, first, step = Descent(block.linears.values(), settings, steps, draws), dict[int, float](), 0
     for _ in range(settings.epochs):
         order = torch.randperm(targets.samples, generator=generator).tolist()
         for start in range(0, targets.samples, settings.batch_size):
@@ -53,7 +56,7 @@ def reconstruct(
                 bits = draw(group, generator)
                 product = torch.bfloat16 if bits in settings.bfloat16_bits else None
                 with clock("forward and backward"), block.multiplying(product):
-                    loss = _loss(block, stream.read(rows), target, bits, objective, step / steps)
+                    loss = _loss(block, stream.read(rows), target, bits, objective, forward, step / steps)
                     value = _finite(loss.item(), block, bits)
                     scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
                     (loss / scale).backward()  # type: ignore[no-untyped-call]
@@ -72,28 +75,57 @@ def count_steps(samples: int, settings: Reconstruction) -> int:
     return settings.epochs * math.ceil(samples / settings.batch_size)
 
 
+def trained_tokens(recipe: Recipe, sequence_length: int) -> int:
+    """Tokens that pass forward and backward through one block, each counted once per width it passes at."""
+    settings, samples = recipe.reconstruction, recipe.data.samples
+    steps = count_steps(samples, settings)
+    passes = sum(expected_draws(recipe.groups, settings, steps).values())
+    return round(passes / steps * settings.epochs * samples * sequence_length)
+
+
+def expected_draws(groups: BitGroups, settings: Reconstruction, steps: int) -> dict[int, float]:
+    """In how many of `steps` steps each width is drawn, on average."""
+    return {
+        bits: sum(settings.takes_part(index, step) for step in range(steps)) / len(group)
+        for index, group in enumerate(groups.groups)
+        for bits in group
+    }
+
+
 def draw(group: Sequence[int], generator: torch.Generator) -> int:
     """One width of a group, uniformly."""
     return group[int(torch.randint(len(group), (), generator=generator))]
 
 
 def _loss(
-    block: CalibrationBlock, hidden: Tensor, target: Tensor, bits: int, objective: Objective, progress: float
+    block: CalibrationBlock,
+    hidden: Tensor,
+    target: Tensor,
+    bits: int,
+    objective: Objective,
+    forward: Pass,
+    progress: float,
 ) -> Tensor:
-    """The error of the block at one width, plus the regulariser where the adapter is a rounding policy."""
-    if not any(layer.trains_rounding for layer in block.linears.values()):
-        return objective(block.run(hidden, bits), target)
-    # While it trains, the policy rounds softly; the widths' weights are put in place of the derived ones.
+    """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
+
+    Each width's weights are put in place of the derived ones: while it trains, the policy rounds softly, and a
+    compiled pass must not depend on the width.
+    """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
-    penalty = target.new_zeros(())
+    penalty: Tensor | None = None
     try:
         for layer in block.linears.values():
-            layer.override, up = layer.derive_soft(bits)
-            penalty = penalty + rounding.undecided(up, sharpness)
-        return objective(block.run(hidden, bits), target) + UNDECIDED_WEIGHT * penalty
+            if layer.trains_softly(bits):
+                layer.override, up = layer.derive_soft(bits)
+                undecided = rounding.undecided(up, sharpness)
+                penalty = undecided if penalty is None else penalty + undecided
+            else:
+                layer.override = layer.derive(bits)
+        error = objective(forward(block.call, block.module, hidden), target)
     finally:
         for layer in block.linears.values():
             layer.override = None
+    return error if penalty is None else error + UNDECIDED_WEIGHT * penalty
 
 
 def _finite(loss: float, block: CalibrationBlock, bits: int) -> float:

@@ -20,6 +20,7 @@ from quept.nn.residency import DerivedWeights
 from quept.numerics import affine, planes, ranges, rounding
 from quept.spec import WeightSpec
 
+WHOLE = 20.0  # sigmoid(20) is 1 in float32
 CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole (method, section on the weight quantizer)
 
 
@@ -78,7 +79,7 @@ class ElasticLinear(nn.Module):
         self.residency: DerivedWeights | None = None
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        total = spec.adapter.total_rank(len(spec.groups))
+        total = spec.adapter.total_rank(spec.groups)
 
         def learned(*shape: int, value: float = 0.0) -> nn.Parameter:
             data = torch.full(shape, value, dtype=torch.float32, device=weight.device)
@@ -113,23 +114,21 @@ class ElasticLinear(nn.Module):
             self.B.zero_()
 
     @torch.no_grad()
-    def reset_clipping(self, start: float) -> None:
-        """Set the logits of all shares to `start`."""
-        for logits in self.clipping.values():
-            logits.fill_(start)
+    def reset_clipping(self, bits: int, start: float) -> None:
+        """Set the logits of all shares at a width to `start`; from `WHOLE` on the range is not clipped at all."""
+        self.clipping[str(bits)].fill_(start)
 
     @torch.no_grad()
-    def search_clipping(self, importance: Tensor) -> None:
+    def search_clipping(self, bits: int, importance: Tensor) -> None:
         """Start each range at the share that rounds the master best.
 
         `importance`, `(in,)`, is the mean square of each input: errors are weighed by it.
         """
-        for bits, logits in self.clipping.items():
-            grouped = self._split(self._master(), int(bits))
-            share = ranges.best_share(grouped, int(bits), self._split(importance.unsqueeze(0), int(bits)))
-            # A whole range has no logit: it starts half a code short, or at the method's start if that is wider.
-            nearly_whole = max(CLIPPING_START, math.log(2 * (2 ** int(bits) - 1) - 1))
-            logits.copy_(torch.logit(share.squeeze(-1), eps=1e-6).clamp_max(nearly_whole))
+        grouped = self._split(self._master(), bits)
+        share = ranges.best_share(grouped, bits, self._split(importance.unsqueeze(0), bits))
+        # A whole range has no logit: it starts half a code short, or at the method's start if that is wider.
+        nearly_whole = max(CLIPPING_START, math.log(2 * (2**bits - 1) - 1))
+        self.clipping[str(bits)].copy_(torch.logit(share.squeeze(-1), eps=1e-6).clamp_max(nearly_whole))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` at the current width."""
@@ -156,7 +155,9 @@ class ElasticLinear(nn.Module):
     def derive_soft(self, bits: int) -> tuple[Tensor, Tensor]:
         """For the rounding policy in training: the softly rounded weight, and its shares of rounding up."""
         grouped, to, _ = self._plan(bits, harden=False)
-        soft, up = rounding.soft_round(grouped, to, self._split(self._adapter(bits), bits))
+        adapter = self._adapter(bits)
+        assert adapter is not None
+        soft, up = rounding.soft_round(grouped, to, self._split(adapter, bits))
         return self._join(soft), up
 
     def codes(self, bits: int) -> tuple[Tensor, affine.Grid]:
@@ -176,10 +177,10 @@ class ElasticLinear(nn.Module):
         """Scales per output channel at `bits`."""
         return affine.groups_per_row(self.in_features, self._inputs_per_scale(bits))
 
-    @property
-    def trains_rounding(self) -> bool:
-        """Whether the adapter is a rounding policy, which trains softly."""
-        return self.spec.adapter.entry == "rounding" and self.A.numel() > 0
+    def trains_softly(self, bits: int) -> bool:
+        """Whether the adapter at this width is a rounding policy, which trains softly."""
+        adapter = self.spec.adapter
+        return adapter.entry == "rounding" and adapter.columns(bits, self.spec.groups).stop > 0
 
     def learned(self) -> dict[str, Tensor]:
         """What the layer has beside weight and bias, by name: of the same dtype whatever the model's."""
@@ -209,10 +210,11 @@ class ElasticLinear(nn.Module):
 
     def _plan(self, bits: int, harden: bool = True) -> tuple[Tensor, affine.Grid, Tensor | None]:
         """What is rounded, onto which grid, and by which offset: the three places where an adapter can enter."""
-        entry = self.spec.adapter.entry if self.A.numel() else "weight"
+        adapter = self._adapter(bits)
+        entry = "weight" if adapter is None else self.spec.adapter.entry
         master = self._master()
-        if entry == "weight" and self.A.numel():
-            master = master + self._adapter(bits)
+        if adapter is not None and entry == "weight":
+            master = master + adapter
         grouped = self._split(master, bits)
         low, high = torch.sigmoid(self.clipping[str(bits)]).unsqueeze(-1)
         to = affine.grid(grouped, bits, low, high)
@@ -221,18 +223,21 @@ class ElasticLinear(nn.Module):
         if bits in self.spec.learned_rounding:
             plane = planes.unpack(self.planes[str(bits)], self.in_features)
             return grouped, to, planes.plane_offset(grouped, to, self._split(plane, bits))
-        if entry == "weight" or not harden:
+        if adapter is None or entry == "weight" or not harden:
             return grouped, to, None
-        steps = self._split(self._adapter(bits), bits)
+        steps = self._split(adapter, bits)
         return grouped, to, steps if entry == "scale" else rounding.hard_offset(grouped, to, steps)
 
-    def _adapter(self, bits: int) -> Tensor:
-        adapter, group = self.spec.adapter, self.spec.groups.index(bits)
-        columns = adapter.columns(group, len(self.spec.groups))
+    def _adapter(self, bits: int) -> Tensor | None:
+        """`B A`, `(out, in)`, of the columns that this width uses; None where it has no adapter."""
+        adapter = self.spec.adapter
+        columns = adapter.columns(bits, self.spec.groups)
+        if columns.stop == 0:
+            return None
         up, down = self.B[:, columns], self.A[columns]
         if adapter.isolated and up.requires_grad:
             # The forward pass must stay the same product, so the gradient is what is cut.
-            shared = adapter.rank * group
+            shared = columns.stop - adapter.rank
             for factor, dimension in ((up, 1), (down, 0)):
                 factor.register_hook(partial(_without_leading, dimension=dimension, count=shared))  # type: ignore[no-untyped-call]
         return up @ down
