@@ -76,10 +76,5 @@ def write(output: Path, weights: dict[str, Tensor], report: dict[str, Any], pack
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that differ from before."""
-    return {name: weight for name, weight in after.items() if not torch.equal(weight.float(), before[name].float())}
-
-
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -40,17 +40,12 @@ class Job:
     compute_dtype: torch.dtype
     stored_dtype: str
     seed: int
-    compiled: bool
     provenance: Provenance
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a run to be resumed."""
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "compiled": self.compiled,
-            **self.provenance.model_dump(mode="json"),
-        }
+        return {"recipe": self.recipe.model_dump(mode="json"), **self.provenance.model_dump(mode="json")}
 
     def generator(self, block: int, purpose: str) -> torch.Generator:
         """A random generator that depends on the seed, the block and the purpose alone, so that work can resume."""
@@ -93,6 +88,9 @@ def prepare(
     windows = _windows(data, tokenizer, model.config.vocab_size, recipe, seed)
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], where)
+    if compiled is None:
+        values = trained_tokens(recipe, windows.shape[1]) * model.config.hidden_size * model.config.num_hidden_layers
+        compiled = where.type == "cpu" and values >= WORTH_COMPILING
     provenance = Provenance(
         source=source,
         model_sha256=check_and_digest(model),
@@ -101,14 +99,10 @@ def prepare(
         seed=seed,
         device=where.type,
         compute_dtype=str(compute_dtype).removeprefix("torch."),
+        compiled=compiled,
         versions=_versions(),
     )
-    if compiled is None:
-        values = trained_tokens(recipe, windows.shape[1]) * model.config.hidden_size * model.config.num_hidden_layers
-        compiled = where.type == "cpu" and values >= WORTH_COMPILING
-    return Job(
-        model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, compiled, provenance
-    )
+    return Job(model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, provenance)
 
 
 def _fit_data(

@@ -41,7 +41,7 @@ def calibrate(
     output: str | Path,
     *,
     data: str | Path | Tensor,
-    recipe: str | Path | Recipe = "paper",
+    recipe: str | Path | Recipe = "best",
     tokenizer: Any = None,
     samples: int | None = None,
     sequence_length: int | None = None,
@@ -113,7 +113,7 @@ class _Run:
     trained_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.forward: Pass = CompiledPass(self.progress.note) if self.job.compiled else plain_pass
+        self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else plain_pass
 
     @property
     def recipe(self) -> Recipe:

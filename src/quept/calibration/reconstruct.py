@@ -54,9 +54,9 @@ def reconstruct(
                 if not settings.takes_part(index, step):
                     continue
                 bits = draw(group, generator)
-                product = torch.bfloat16 if bits in settings.bfloat16_bits else None
-                with clock("forward and backward"), block.multiplying(product):
-                    loss = _loss(block, stream.read(rows), target, bits, objective, forward, step / steps)
+                half = bits in settings.bfloat16_bits
+                with clock("forward and backward"):
+                    loss = _loss(block, stream.read(rows), target, bits, half, objective, forward, step / steps)
                     value = _finite(loss.item(), block, bits)
                     scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
                     (loss / scale).backward()  # type: ignore[no-untyped-call]
@@ -102,6 +102,7 @@ def _loss(
     hidden: Tensor,
     target: Tensor,
     bits: int,
+    half: bool,
     objective: Objective,
     forward: Pass,
     progress: float,
@@ -109,7 +110,7 @@ def _loss(
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
 
     Each width's weights are put in place of the derived ones: while it trains, the policy rounds softly, and a
-    compiled pass must not depend on the width.
+    compiled pass must not depend on the width. With `half`, matrix products are made in bfloat16.
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None
@@ -121,10 +122,14 @@ def _loss(
                 penalty = undecided if penalty is None else penalty + undecided
             else:
                 layer.override = layer.derive(bits)
-        error = objective(forward(block.call, block.module, hidden), target)
+        with block.multiplying(torch.bfloat16 if half else None):
+            output = forward(block.call, block.module, hidden)
     finally:
         for layer in block.linears.values():
             layer.override = None
+    # Around the objective alone: inside a block, attention in bfloat16 is slower on a CPU than in float32.
+    with torch.autocast(hidden.device.type, torch.bfloat16, enabled=half):
+        error = objective(output, target)
     return error if penalty is None else error + UNDECIDED_WEIGHT * penalty
 
 

@@ -32,7 +32,7 @@ def calibrate(
         str,
         typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
     ],
-    recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a TOML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a TOML file.")] = "best",
     bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: the recipe's.")] = None,
     samples: Annotated[int | None, typer.Option(help="Windows of text. Default: the recipe's.")] = None,
     sequence_length: Annotated[

@@ -151,7 +151,7 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
         manifest = loaded.quept_manifest
         length = manifest.recipe.data.sequence_length
         return Opened(loaded, open_tokenizer(model), length, True, DTYPES[manifest.dtype])
-    spec = load_recipe(recipe or "paper").weight_spec.updated(adapter={"kind": "none"})
+    spec = load_recipe(recipe or "best").weight_spec.updated(adapter={"kind": "none"})
     plain = open_model(model)
     stored = plain.dtype
     make_elastic(cast_parameters(plain, exact or stored).to(where), spec)

@@ -1,6 +1,7 @@
 """Measuring a model at each of its widths."""
 
+from quept.evaluation.divergence import Divergence, divergence
 from quept.evaluation.perplexity import Perplexity, perplexity
 from quept.evaluation.widths import Evaluation, WidthResult, evaluate_widths
 
-__all__ = ["Evaluation", "Perplexity", "WidthResult", "evaluate_widths", "perplexity"]
+__all__ = ["Divergence", "Evaluation", "Perplexity", "WidthResult", "divergence", "evaluate_widths", "perplexity"]

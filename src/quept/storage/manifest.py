@@ -39,6 +39,7 @@ class Provenance(Value):
     seed: int
     device: str
     compute_dtype: str
+    compiled: bool = False
     versions: dict[str, str]
 
 
