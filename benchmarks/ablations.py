@@ -1,7 +1,8 @@
-"""The paper's ablations: one setting of the recipe `paper` changed at a time, at every width.
+"""The paper's ablations: one setting of the recipe `paper` changed at a time, at every width; or of `best`.
 
     python benchmarks/ablations.py --model DIR --data TEXT --test TEXT --output FOLDER
     python benchmarks/ablations.py ... --other-data TEXT --only merging,rank
+    python benchmarks/ablations.py ... --study best
 
 Writes `ablations.json` after every variant, and goes on from it when started again; at the end `ablations.md`, a table
 per ablation, and `ablations.png`, a panel per ablation. Each variant is one calibration by `quept.calibrate`.
@@ -11,11 +12,13 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from ideas import IDEAS
 from rich.console import Console
 
 import quept
@@ -34,8 +37,10 @@ class Variant:
     label: str
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: list[list[int]] | None = None
+    learned_rounding: tuple[int, ...] | None = None
     data: str | None = None
     samples: int | None = None
+    idea: str | None = None
 
     def recipe(self, base: Recipe) -> Recipe:
         """The base recipe with these changes."""
@@ -44,6 +49,8 @@ class Variant:
         }
         if self.groups:
             changes["groups"] = {"groups": self.groups}
+        if self.learned_rounding is not None:
+            changes["learned_rounding"] = self.learned_rounding
         if self.samples:
             # As many steps as the base makes, so that only the variety of the text changes.
             epochs = max(1, round(base.reconstruction.epochs * base.data.samples / self.samples))
@@ -85,6 +92,37 @@ def variants(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
         )
 
 
+def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
+    """What each part of `best` gives, and ideas that it does without."""
+
+    def training(label: str, **changes: Any) -> Variant:
+        return Variant("training", label, {"reconstruction": changes})
+
+    yield training("best")
+    yield training("no prediction loss at the last block", last_block_loss=None)
+    yield training("ranges start at sigmoid(4)", clipping_start=4.0)
+    yield training("clipping rate 5e-2", clipping_learning_rate=5e-2)
+    yield training("clipping rate 5e-3", clipping_learning_rate=5e-3)
+    yield training("mean absolute error", loss="mae")
+    yield training("losses not normalised", normalized=False)
+    yield training("products in float32", bfloat16_bits=())
+    yield training("half the rounding rate", rounding_learning_rate=0.5 / 192)
+    yield training("twice the rounding rate", rounding_learning_rate=2 / 192)
+    yield Variant("parts", "best")
+    yield Variant("parts", "no learned rounding", learned_rounding=())
+    yield Variant("parts", "rank 8", {"adapter": {"rank": 8}})
+    yield Variant("parts", "no adapters", {"adapter": {"kind": "none"}})
+    yield Variant("parts", "adapters at all widths", {"adapter": {"bits": ()}})
+    yield Variant(
+        "parts", "isolated cascade at all widths", {"adapter": {"bits": (), "kind": "cascade", "isolated": True}}
+    )
+    yield Variant("parts", "one merged stream", {"merging": {"strategy": "selective"}})
+    yield Variant("parts", "smoothing", {"smoothing": {"enabled": True}})
+    yield Variant("ideas", "best")
+    for idea in IDEAS:
+        yield Variant("ideas", idea, idea=idea)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face model directory")
@@ -93,8 +131,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--other-data", nargs="*", default=[], help="texts to calibrate on instead")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, help="default: 4 for `paper`, what the recipe says for `best`")
     parser.add_argument("--test-tokens", type=int, default=16384)
+    parser.add_argument("--study", choices=("paper", "best"), default="paper")
     parser.add_argument("--only", help="ablations to run, comma separated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
@@ -106,8 +145,9 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "artifact"
         recipe, data = variant.recipe(base), variant.data or options.data
-        report = quept.calibrate(options.model, output, data=data, recipe=recipe, seed=options.seed)
-        model = quept.load(output)
+        with IDEAS[variant.idea]() if variant.idea else nullcontext():
+            report = quept.calibrate(options.model, output, data=data, recipe=recipe, seed=options.seed)
+        model = quept.load(output, dtype=torch.float32)
         evaluation = evaluate_widths(model, tokens, recipe.bits, sequence_length=options.sequence_length)
     return {
         "full_precision": evaluation.full_precision,
@@ -119,23 +159,25 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
 def main() -> None:
     options = arguments()
     console = Console(highlight=False)
-    paper = quept.load_recipe("paper")
-    base = paper.updated(
-        data=paper.data.updated(samples=options.samples, sequence_length=options.sequence_length),
-        reconstruction=paper.reconstruction.updated(epochs=options.epochs),
+    shipped = quept.load_recipe(options.study)
+    epochs = options.epochs or (4 if options.study == "paper" else shipped.reconstruction.epochs)
+    base = shipped.updated(
+        data=shipped.data.updated(samples=options.samples, sequence_length=options.sequence_length),
+        reconstruction=shipped.reconstruction.updated(epochs=epochs),
     )
+    of_study = variants if options.study == "paper" else parts_of_best
     tokens = token_stream(options.test, open_tokenizer(options.model), max_tokens=options.test_tokens)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "ablations.json"
     settings = {
         name: getattr(options, name)
-        for name in ("model", "data", "test", "samples", "sequence_length", "epochs", "test_tokens", "seed")
+        for name in ("model", "data", "test", "samples", "sequence_length", "epochs", "test_tokens", "seed", "study")
     }
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "results": {}}
     if found["settings"] != settings:
         raise SystemExit(f"{path} is of other settings, {found['settings']}; choose another --output.")
     wanted = options.only.split(",") if options.only else None
-    chosen = [v for v in variants(base, options.other_data) if wanted is None or v.ablation in wanted]
+    chosen = [v for v in of_study(base, options.other_data) if wanted is None or v.ablation in wanted]
     for number, variant in enumerate(chosen, 1):
         results = found["results"].setdefault(variant.ablation, {})
         if variant.label in results:
@@ -152,7 +194,8 @@ def main() -> None:
 
 def key(variant: Variant, base: Recipe, options: argparse.Namespace) -> str:
     """What decides the result, so that no calibration is made twice."""
-    return json.dumps([variant.recipe(base).model_dump(mode="json"), variant.data or options.data], sort_keys=True)
+    settings = [variant.recipe(base).model_dump(mode="json"), variant.data or options.data, variant.idea]
+    return json.dumps(settings, sort_keys=True)
 
 
 def same(found: dict[str, Any], variant: Variant, base: Recipe, options: argparse.Namespace) -> Any:

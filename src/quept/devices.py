@@ -20,3 +20,11 @@ def choose_device(name: str | torch.device) -> torch.device:
             f"The device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices; choose auto or cpu."
         )
     return torch.device(name)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16; without, they are slower than float32's."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -25,6 +25,7 @@ from quept.calibration.progress import Progress, Report, Silent
 from quept.calibration.reconstruct import count_steps, expected_draws, reconstruct, trained_tokens
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
+from quept.devices import multiplies_bfloat16
 from quept.nn.elastic import WHOLE
 from quept.spec import Recipe
 from quept.storage.artifact import shard_stem, stored_tensors
@@ -114,6 +115,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else plain_pass
+        self.training = self.recipe.reconstruction
+        if not multiplies_bfloat16(self.job.device):
+            self.training = self.training.updated(bfloat16_bits=())
 
     @property
     def recipe(self) -> Recipe:
@@ -177,7 +181,7 @@ class _Run:
             quantized,
             full_precision,
             self.recipe.groups,
-            self.recipe.reconstruction,
+            self.training,
             objective,
             self.forward,
             generator,

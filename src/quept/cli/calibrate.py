@@ -45,6 +45,10 @@ def calibrate(
     rank: Annotated[int | None, typer.Option(help="Rank that each bit group adds to the adapter.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same artifact, byte for byte.")] = 0,
     device: Device = "auto",
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Train compiled code. Default: where that saves time, on a CPU."),
+    ] = None,
     stream_memory: Annotated[
         float,
         typer.Option(metavar="GB", help="Hidden states held in memory; beyond it they live in mapped files."),
@@ -78,6 +82,7 @@ def calibrate(
                 seed=seed,
                 device=device,
                 resume=resume,
+                compiled=compiled,
                 stream_memory=int(stream_memory * 10**9),
                 progress=display,
             )

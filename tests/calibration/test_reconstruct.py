@@ -1,0 +1,229 @@
+"""What training a block moves, and what it must leave alone."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import quept
+from quept.architectures import architecture_of
+from quept.calibration.block import CalibrationBlock
+from quept.calibration.capture import Entrance, Exit
+from quept.calibration.clock import Clock
+from quept.calibration.objective import output_error, prediction_error
+from quept.calibration.passes import CompiledPass, plain_pass
+from quept.calibration.reconstruct import expected_draws, reconstruct
+from quept.calibration.stream import Stream
+from quept.precision import elastic_linears
+from quept.spec import Adapter, BitGroups, Granularity, Recipe, Reconstruction
+
+CPU = torch.device("cpu")
+WIDTHS = (2, 3, 4, 8)
+
+
+def recipe(**changes) -> Recipe:
+    best = quept.load_recipe("best").with_bits(WIDTHS)
+    quick = Reconstruction(epochs=10, batch_size=4, loss="mse", normalized=True, clipping_start="search")
+    return best.updated(
+        **{
+            "granularity": Granularity(group_size=16, grouped_bits=(2, 3, 4)),
+            "adapter": Adapter(kind="none"),
+            "reconstruction": quick,
+            "learned_rounding": (2, 3, 4),
+            **changes,
+        }
+    )
+
+
+def first_block(model, windows):
+    """The first block, elastic, and the stream that enters it."""
+    architecture = architecture_of(model.config.model_type)
+    entrance = Entrance(model, architecture, torch.float32)
+    call = entrance.calls(windows)[0]
+    block = CalibrationBlock(
+        architecture.block_list(model)[0], architecture.block_path(0), architecture, call, CPU, torch.float32
+    )
+    return block, entrance.hidden_states(windows)
+
+
+def trained(model, windows, settings: Recipe, noise: float):
+    """The first block's weights at every width after training, with noise in the lowest group's input alone."""
+    block, hidden = first_block(model, windows)
+    targets = Stream(block.run(hidden).detach(), CPU)
+    block.make_elastic(settings.weight_spec, {})
+    generator = torch.Generator().manual_seed(0)
+    for linear in block.linears.values():
+        linear.reset_adapter(generator)
+    streams = [Stream(hidden.clone(), CPU) for _ in settings.groups.groups]
+    streams[-1] = Stream(hidden + noise * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1)), CPU)
+    reconstruct(
+        block,
+        streams,
+        targets,
+        settings.groups,
+        settings.reconstruction,
+        output_error("mse"),
+        plain_pass,
+        torch.Generator().manual_seed(2),
+        Clock(),
+        lambda *_: None,
+    )
+    return {
+        bits: {name: linear.derive(bits).detach() for name, linear in block.linears.items()} for bits in settings.bits
+    }
+
+
+@pytest.mark.parametrize(("isolated", "untouched"), [(True, True), (False, False)])
+def test_isolation_keeps_the_lowest_widths_loss_from_all_higher_widths(isolated, untouched, tiny_model, windows):
+    settings = recipe(adapter=Adapter(kind="cascade", rank=2, isolated=isolated))
+    calm, disturbed = (trained(tiny_model("llama"), windows, settings, noise) for noise in (0.0, 1.0))
+    for bits in WIDTHS[1:]:
+        same = all(torch.equal(calm[bits][name], disturbed[bits][name]) for name in calm[bits])
+        assert same == untouched, bits
+    assert not all(torch.equal(calm[2][name], disturbed[2][name]) for name in calm[2])
+
+
+@pytest.fixture(scope="module")
+def reports(tiny_model, windows, tmp_path_factory):
+    """The same calibration without and with learned rounding."""
+    folder = tmp_path_factory.mktemp("rounding")
+    wide = {"hidden_size": 64, "intermediate_size": 92}
+    return {
+        bits: quept.calibrate(
+            tiny_model("llama", **wide), folder / str(len(bits)), data=windows, recipe=recipe(learned_rounding=bits)
+        )
+        for bits in ((), (2, 3, 4))
+    }
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_learned_rounding_lowers_each_blocks_error_at_each_chosen_width(bits, reports):
+    without, learned = (
+        {error.block: error for error in report.manifest.block_errors if error.bits == bits}
+        for report in reports.values()
+    )
+    assert len(learned) == 2
+    for block, error in learned.items():
+        assert error.calibrated < 0.8 * error.rounding
+        # The first block alone sees the same inputs in both.
+        if block.endswith(".0"):
+            assert error.calibrated < 0.9 * without[block].calibrated
+
+
+def test_planes_are_stored_once_per_chosen_width_and_rebuild_the_calibrated_codes(reports, tiny_model, windows):
+    report = reports[(2, 3, 4)]
+    loaded = quept.load(report.directory)
+    layers = elastic_linears(loaded)
+    for layer in layers.values():
+        assert list(layer.planes) == ["2", "3", "4"]
+        for bits in (2, 3, 4):
+            packed = layer.planes[str(bits)]
+            assert packed.dtype == torch.uint8
+            assert packed.shape == (layer.out_features, -(-layer.in_features // 8))
+            assert packed.any()
+            codes, to = layer.codes(bits)
+            assert torch.equal(layer.derive(bits), layer._join((codes.float() - to.zero_point) * to.scale))
+    again = quept.load(report.directory)
+    for path, layer in elastic_linears(again).items():
+        for bits in WIDTHS:
+            assert torch.equal(layer.codes(bits)[0], layers[path].codes(bits)[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_settling_keeps_every_code_that_training_ended_with(family, tiny_model, windows):
+    settings = recipe()
+    block, _ = first_block(tiny_model(family), windows)
+    block.make_elastic(settings.weight_spec, {})
+    generator = torch.Generator().manual_seed(3)
+    for linear in block.linears.values():
+        offsets = linear.learn_rounding()
+        assert set(offsets) == {2, 3, 4}
+        for offset in offsets.values():
+            offset.data.uniform_(-0.5, 0.5, generator=generator)
+        before = {bits: linear.codes(bits)[0] for bits in WIDTHS}
+        linear.settle_rounding()
+        assert not linear.offsets
+        for bits in WIDTHS:
+            assert torch.equal(linear.codes(bits)[0], before[bits])
+
+
+def test_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows, tmp_path):
+    settings = recipe(reconstruction=recipe().reconstruction.updated(cadence=(0, 1, 2, 1), epochs=2))
+    report = quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=settings)
+    for layer in elastic_linears(quept.load(report.directory)).values():
+        assert torch.equal(layer.derive(8), layer.nearest(8))
+        assert not torch.equal(layer.derive(4), layer.nearest(4))
+
+
+def test_draws_follow_cadence_and_group_size():
+    groups = BitGroups(groups=[[7, 8], [5], [3], [2]])
+    draws = expected_draws(groups, Reconstruction(cadence=(4, 0, 2, 1)), 10)
+    assert draws == {8: 1.5, 7: 1.5, 5: 0, 3: 5, 2: 10}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits, tiny_model, windows):
+    block, hidden = first_block(tiny_model(family), windows)
+    block.make_elastic(recipe().weight_spec, {})
+    exact = block.run(hidden, bits)
+    for linear in block.linears.values():
+        linear.clipping[str(bits)].requires_grad_(True)
+    with block.multiplying(torch.bfloat16):
+        half = block.run(hidden, bits)
+    assert half.dtype == torch.float32
+    assert 0 < float((half - exact).detach().norm() / exact.detach().norm()) < 0.02
+    half.square().mean().backward()
+    assert all(linear.clipping[str(bits)].grad.dtype == torch.float32 for linear in block.linears.values())
+    assert torch.equal(block.run(hidden, bits), exact)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3_text", "phi3", "opt", "gpt2", "gpt_neox"])
+def test_the_exit_gives_the_models_own_predictions(family, tiny_model, windows):
+    model = tiny_model(family)
+    architecture = architecture_of(model.config.model_type)
+    entrance = Entrance(model, architecture, torch.float32)
+    hidden = entrance.hidden_states(windows)
+    for block, call in zip(architecture.block_list(model), entrance.calls(windows), strict=True):
+        hidden = call(block, hidden)
+    leave = Exit(model, architecture, torch.float32, CPU)
+    with torch.no_grad():
+        expected = model(input_ids=windows, use_cache=False).logits
+        torch.testing.assert_close(leave(hidden), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_prediction_error_is_the_divergence_however_it_is_divided(tiny_model, windows, monkeypatch):
+    model = tiny_model("llama")
+    leave = Exit(model, architecture_of("llama"), torch.float32, CPU)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(3, 24, 32, generator=generator)
+    output = (target + 0.3 * torch.randn(target.shape, generator=generator)).requires_grad_(True)
+    with torch.no_grad():
+        p, q = (leave(states).log_softmax(-1) for states in (target, output))
+        expected = F.kl_div(q, p, log_target=True, reduction="sum") / 72
+    values, gradients = [], []
+    for tokens in (10_000, 30, 7):  # all at once; a sample at a time; parts of a sample
+        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.vocabulary)
+        value = prediction_error(leave)(output, target)
+        gradients.append(torch.autograd.grad(value, output)[0])
+        values.append(value.detach())
+        torch.testing.assert_close(values[-1], expected)
+        torch.testing.assert_close(gradients[-1], gradients[0])
+    assert float(prediction_error(leave)(target, target)) == pytest.approx(0, abs=1e-6)
+
+
+def test_without_a_compiler_the_plain_pass_takes_over_and_says_so_once(tiny_model, windows, monkeypatch):
+    block, hidden = first_block(tiny_model("llama"), windows)
+
+    def compile_nothing(*_, **__):
+        def fail(*_):
+            raise RuntimeError("no compiler here")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    notes = []
+    forward = CompiledPass(notes.append)
+    for _ in range(2):
+        assert torch.equal(forward(block.call, block.module, hidden), block.run(hidden))
+    assert len(notes) == 1
+    assert "no compiler here" in notes[0]
