@@ -323,6 +323,12 @@ def test_with_bits_keeps_the_groups_and_gives_new_widths_one_of_their_own():
     assert own.with_bits([8, 7, 6, 5, 4, 2, 2]) is own
 
 
+def test_a_set_of_which_nothing_would_train_is_trained_all_the_same():
+    own = recipe(groups=[[8], [7], [2, 3, 4, 5, 6]], reconstruction={"cadence": [2, 0, 1]})
+    assert own.with_bits([7]).reconstruction.cadence == ()
+    assert own.with_bits([7, 8]).reconstruction.cadence == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("cadence", "given"), [((1,), "[1]"), ((0, 0, 0, 0), "[0, 0, 0, 0]"), ((-1, 1, 1, 1), "given: -1")]
 )

@@ -334,7 +334,8 @@ class Recipe(Value):
         """The same recipe for another bit set.
 
         Widths that go leave their group; a width that comes forms a group of its own. What is set per group keeps
-        to the groups that stay: cadences do, merging weights must sum to one and are dropped.
+        to the groups that stay: cadences do, unless nothing would train; merging weights must sum to one and are
+        dropped.
         """
         wanted = tuple(sorted(set(bits)))
         if wanted == self.bits:
@@ -346,10 +347,11 @@ class Recipe(Value):
         ]
         new = [((width,), 1) for width in wanted if width not in self.bits]
         chosen = sorted(((group, every) for group, every in kept + new if group), reverse=True)
-        fastest = min((every for _, every in chosen if every), default=1)
+        fastest = min((every for _, every in chosen if every), default=0)
+        rescaled = tuple(every // fastest for _, every in chosen) if fastest else ()
         return self.updated(
             groups={"groups": [group for group, _ in chosen]},
-            reconstruction=self.reconstruction.updated(cadence=tuple(every // fastest for _, every in chosen)),
+            reconstruction=self.reconstruction.updated(cadence=rescaled),
             merging=self.merging.updated(weights=()),
         )
 

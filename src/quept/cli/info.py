@@ -1,10 +1,14 @@
 """`quept info`."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quept.cli.console import JsonFile, Quiet, check_target, clean, out, show_table, size, write_json
+
+if TYPE_CHECKING:
+    from quept.spec import Recipe
 
 
 def info(
@@ -29,15 +33,13 @@ def info(
         ("weights' dtype", manifest.dtype),
         ("on disk, all widths", size(stored)),
         ("full precision", size(full_precision_bytes(model, model.dtype))),
-        (
-            "recipe",
-            f"{recipe.name}: {recipe.adapter.kind} adapter of rank {recipe.adapter.rank} per group, groups "
-            f"{' '.join('{' + ','.join(map(str, group)) + '}' for group in recipe.groups.groups)}",
-        ),
+        ("recipe", f"{recipe.name}, groups {' '.join('{' + listed(group) + '}' for group in recipe.groups.groups)}"),
+        ("adapters", adapters(recipe)),
+        ("learned rounding", f"at {listed(recipe.weight_spec.learned_rounding)} bits"),
         (
             "granularity",
-            f"groups of {recipe.granularity.group_size} inputs at "
-            f"{','.join(map(str, recipe.granularity.grouped_bits)) or 'no'} bits, else per output channel",
+            f"groups of {recipe.granularity.group_size} inputs at {listed(recipe.granularity.grouped_bits)} bits, else "
+            "per output channel",
         ),
         (
             "calibrated on",
@@ -54,12 +56,13 @@ def info(
     widths = []
     for bits in recipe.bits:
         errors = [error for error in manifest.block_errors if error.bits == bits]
-        rounding, calibrated = sum(e.rounding for e in errors), sum(e.calibrated for e in errors)
+        # Ratios first: the last block's error may be of another kind than the others'.
+        ratios = [error.calibrated / error.rounding if error.rounding else 1.0 for error in errors]
         widths.append(
             {
                 "bits": bits,
                 "bytes": packed_bytes(model, bits, model.dtype),
-                "error_ratio": calibrated / rounding if rounding else 1.0,
+                "error_ratio": sum(ratios) / len(ratios) if ratios else 1.0,
             }
         )
     rows = [(str(w["bits"]), size(int(w["bytes"])), f"{w['error_ratio']:.2f}") for w in widths]
@@ -73,3 +76,17 @@ def info(
             "manifest": manifest.model_dump(mode="json"),
         },
     )
+
+
+def listed(widths: Iterable[int]) -> str:
+    """Widths as `2,3,4`, or `no`."""
+    return ",".join(map(str, widths)) or "no"
+
+
+def adapters(recipe: "Recipe") -> str:
+    """What adapters there are, in words."""
+    adapter = recipe.adapter
+    if adapter.kind == "none":
+        return "none"
+    kind = f"isolated {adapter.kind}" if adapter.isolated else adapter.kind
+    return f"{kind}, rank {adapter.rank} per group, at {listed(adapter.bits or recipe.bits)} bits"
