@@ -10,7 +10,7 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance, Exit
 from quept.calibration.clock import Clock
 from quept.calibration.objective import output_error, prediction_error
-from quept.calibration.passes import CompiledPass, plain_pass
+from quept.calibration.passes import CompiledPass, PlainPass
 from quept.calibration.reconstruct import expected_draws, reconstruct
 from quept.calibration.stream import Stream
 from quept.precision import elastic_linears
@@ -62,7 +62,7 @@ def trained(model, windows, settings: Recipe, noise: float):
         settings.groups,
         settings.reconstruction,
         output_error("mse"),
-        plain_pass,
+        PlainPass(),
         torch.Generator().manual_seed(2),
         Clock(),
         lambda *_: None,

@@ -1,25 +1,43 @@
-"""A block's forward pass while it trains: as it is, or compiled."""
+"""A block's forward pass while it trains, and the weights it runs with: as they are, or compiled."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from quept.architectures.checkpoint import first_line
 from quept.calibration.capture import BlockCall
+from quept.nn import ElasticLinear
+from quept.numerics import affine
 
 # Hidden values (tokens x hidden size, over all passes of a run) from which on compiling takes less than it saves.
 WORTH_COMPILING = 1_000_000_000
 
-Pass = Callable[[BlockCall, nn.Module, Tensor], Tensor]
+
+class Pass(Protocol):
+    """Runs a block, and derives the weights of its linears, both with gradients."""
+
+    def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's output, `(batch, tokens, hidden)`."""
+
+    def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
+        """The layer's weight at a width, `(out, in)`."""
 
 
-def plain_pass(call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
-    """The block as transformers wrote it."""
-    return call(module, hidden)
+class PlainPass:
+    """The block as transformers wrote it, and the layer's own derivation."""
+
+    def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's output, `(batch, tokens, hidden)`."""
+        return call(module, hidden)
+
+    def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
+        """The layer's weight at a width, `(out, in)`."""
+        return layer.derive(bits)
 
 
-class CompiledPass:
+class CompiledPass(PlainPass):
     """The same, compiled by PyTorch: once for all blocks of a kind, because weights are inputs to the code.
 
     Where nothing can be compiled, for lack of a compiler mostly, `note` is told once and the plain pass takes over.
@@ -27,19 +45,43 @@ class CompiledPass:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
-        self._compiled: Pass | None = torch.compile(_run, dynamic=False)
+        self._run: Callable[..., Tensor] | None = torch.compile(_run, dynamic=False)
+        self._quantize: Callable[..., Tensor] = torch.compile(_quantize, dynamic=True)
 
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
-        """`(batch, tokens, hidden)` to the same shape."""
-        if self._compiled is not None:
-            try:
-                return self._compiled(call, module, hidden)
-            except Exception as error:  # whatever the compiler behind it makes of this machine
-                self._note(f"Training is not compiled ({first_line(error)}), which is slower but changes nothing else.")
-                self._compiled = None
-        return plain_pass(call, module, hidden)
+        """The block's output, `(batch, tokens, hidden)`."""
+        output = self._tried(self._run, call, module, hidden)
+        return super().__call__(call, module, hidden) if output is None else output
+
+    def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
+        """The layer's weight at a width, `(out, in)`; widths with an adapter are not compiled."""
+        if bits not in layer.offsets or layer.has_adapter(bits):
+            return super().weight(layer, bits)
+        parts = (*layer.frozen_range(bits), layer.clipping[str(bits)], layer.offsets[bits], 2**bits - 1)
+        grouped = self._tried(self._quantize, *parts)
+        return super().weight(layer, bits) if grouped is None else layer.joined(grouped)
+
+    def _tried(self, compiled: Callable[..., Tensor] | None, *given: Any) -> Tensor | None:
+        if self._run is None or compiled is None:
+            return None
+        try:
+            return compiled(*given)
+        except Exception as error:  # whatever the compiler behind it makes of this machine
+            self._note(f"Training is not compiled ({first_line(error)}), which is slower but changes nothing else.")
+            self._run = None
+            return None
 
 
 def _run(call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
-    # Apart from plain_pass, whose code the compiler must be free to leave alone.
     return call(module, hidden)
+
+
+def _quantize(grouped: Tensor, low: Tensor, high: Tensor, logits: Tensor, offset: Tensor, maximum: int) -> Tensor:
+    """`affine.fake_quantize` in operations that a compiler can fuse; equal to it up to float rounding."""
+    low_share, high_share = torch.sigmoid(logits).unsqueeze(-1)
+    low, high = low * low_share, high * high_share
+    scale = (high - low) / maximum
+    scale = torch.where(scale > 0, scale, 1.0)
+    zero_point = affine.round_straight_through(-low / scale)
+    code = (affine.round_straight_through(grouped / scale + offset) + zero_point).clamp(0, maximum)
+    return (code - zero_point) * scale

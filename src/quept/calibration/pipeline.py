@@ -20,7 +20,7 @@ from quept.calibration.clock import Clock
 from quept.calibration.job import Job, prepare
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
-from quept.calibration.passes import CompiledPass, Pass, plain_pass
+from quept.calibration.passes import CompiledPass, Pass, PlainPass
 from quept.calibration.progress import Progress, Report, Silent
 from quept.calibration.reconstruct import count_steps, expected_draws, reconstruct, trained_tokens
 from quept.calibration.stream import Stream, StreamStore
@@ -114,7 +114,7 @@ class _Run:
     trained_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else plain_pass
+        self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else PlainPass()
         self.training = self.recipe.reconstruction
         if not multiplies_bfloat16(self.job.device):
             self.training = self.training.updated(bfloat16_bits=())

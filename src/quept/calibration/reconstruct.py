@@ -121,7 +121,7 @@ def _loss(
                 undecided = rounding.undecided(up, sharpness)
                 penalty = undecided if penalty is None else penalty + undecided
             else:
-                layer.override = layer.derive(bits)
+                layer.override = forward.weight(layer, bits)
         with block.multiplying(torch.bfloat16 if half else None):
             output = forward(block.call, block.module, hidden)
     finally:

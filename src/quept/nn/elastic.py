@@ -179,8 +179,7 @@ class ElasticLinear(nn.Module):
 
     def trains_softly(self, bits: int) -> bool:
         """Whether the adapter at this width is a rounding policy, which trains softly."""
-        adapter = self.spec.adapter
-        return adapter.entry == "rounding" and adapter.columns(bits, self.spec.groups).stop > 0
+        return self.spec.adapter.entry == "rounding" and self.has_adapter(bits)
 
     def learned(self) -> dict[str, Tensor]:
         """What the layer has beside weight and bias, by name: of the same dtype whatever the model's."""
@@ -203,6 +202,19 @@ class ElasticLinear(nn.Module):
             turned = affine.join_groups(planes.turned(grouped, to, offset), self.in_features)
             del self.offsets[bits]
             self.planes[str(bits)].copy_(planes.pack(turned))
+
+    def has_adapter(self, bits: int) -> bool:
+        """Whether a width has an adapter."""
+        return bool(self.spec.adapter.columns(bits, self.spec.groups).stop > 0)
+
+    def frozen_range(self, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Without an adapter: the grouped master `(out, groups, inputs)`, and each group's unclipped range."""
+        grouped = self._split(self._master(), bits)
+        return grouped, *affine.extremes(grouped)
+
+    def joined(self, grouped: Tensor) -> Tensor:
+        """A grouped weight as `(out, in)`, in the master's dtype."""
+        return self._join(grouped)
 
     def adapter_factors(self) -> list[nn.Parameter]:
         """`A` and `B`, or nothing where there is no adapter."""

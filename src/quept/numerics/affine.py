@@ -45,8 +45,7 @@ def grid(grouped: Tensor, bits: int, low_share: Tensor | None = None, high_share
     `low_share` and `high_share` are `(out, groups, 1)` in (0, 1]; None leaves the range as it is, which is plain
     rounding to nearest. Differentiable in the shares and the weight; a group of zeros gets scale one.
     """
-    low, high = _extremes(grouped)
-    low, high = low.clamp_max(0), high.clamp_min(0)
+    low, high = extremes(grouped)
     if low_share is not None:
         low = low * low_share
     if high_share is not None:
@@ -62,12 +61,14 @@ def grid_between(low: Tensor, high: Tensor, bits: int) -> Grid:
     return Grid(scale, round_straight_through(-low / scale), maximum)
 
 
-def _extremes(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of each group, `(out, groups, 1)`."""
+def extremes(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """Each group's range, widened to hold zero: minimum and maximum, `(out, groups, 1)`."""
     if torch.is_grad_enabled() and grouped.requires_grad:
         # Finding where the extremes are costs more than their values, but far less than the gradient of amin and amax.
-        return grouped.min(-1, keepdim=True).values, grouped.max(-1, keepdim=True).values
-    return grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+        low, high = grouped.min(-1, keepdim=True).values, grouped.max(-1, keepdim=True).values
+    else:
+        low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    return low.clamp_max(0), high.clamp_min(0)
 
 
 def round_straight_through(value: Tensor) -> Tensor:

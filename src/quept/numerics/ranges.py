@@ -14,7 +14,7 @@ def best_share(grouped: Tensor, bits: int, importance: Tensor) -> Tensor:
     `importance`, `(1, groups, inputs)`, weighs the squared errors: the inputs' mean squares make the sum an estimate
     of the output error. Both ends of a range get the same share. Where two are as good, the wider one is taken.
     """
-    low, high = grouped.amin(-1, keepdim=True).clamp_max(0), grouped.amax(-1, keepdim=True).clamp_min(0)
+    low, high = affine.extremes(grouped)
     best = torch.ones_like(low)
     least = torch.full_like(low, torch.inf)
     for share in torch.linspace(1.0, NARROWEST, CANDIDATES).tolist():
