@@ -1,11 +1,14 @@
 """What training a block moves, and what it must leave alone."""
 
+import shutil
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 import quept
 from quept.architectures import architecture_of
+from quept.calibration import passes
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance, Exit
 from quept.calibration.clock import Clock
@@ -13,6 +16,7 @@ from quept.calibration.objective import output_error, prediction_error
 from quept.calibration.passes import CompiledPass, PlainPass
 from quept.calibration.reconstruct import expected_draws, reconstruct
 from quept.calibration.stream import Stream
+from quept.numerics import affine
 from quept.precision import elastic_linears
 from quept.spec import Adapter, BitGroups, Granularity, Recipe, Reconstruction
 
@@ -227,3 +231,44 @@ def test_without_a_compiler_the_plain_pass_takes_over_and_says_so_once(tiny_mode
         assert torch.equal(forward(block.call, block.module, hidden), block.run(hidden))
     assert len(notes) == 1
     assert "no compiler here" in notes[0]
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_what_is_compiled_quantizes_as_the_library_does(bits):
+    generator = torch.Generator().manual_seed(bits)
+    grouped = torch.randn(5, 3, 16, generator=generator)
+    logits = (torch.randn(2, 5, 3, generator=generator) + 2).requires_grad_(True)
+    offset = (torch.rand(grouped.shape, generator=generator) - 0.5).requires_grad_(True)
+    upstream = torch.randn(grouped.shape, generator=generator)
+    low, high = torch.sigmoid(logits).unsqueeze(-1)
+    expected = affine.fake_quantize(grouped, affine.grid(grouped, bits, low, high), offset)
+    actual = passes._quantize(grouped, *affine.extremes(grouped), logits, offset, 2**bits - 1)
+    torch.testing.assert_close(actual, expected)
+    for one, other in zip(
+        torch.autograd.grad(actual, (logits, offset), upstream),
+        torch.autograd.grad(expected, (logits, offset), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_pass_gives_what_the_plain_one_gives(tiny_model, windows):
+    block, hidden = first_block(tiny_model("llama"), windows)
+    block.make_elastic(recipe().weight_spec, {})
+    notes, found = [], []
+    for forward in (PlainPass(), CompiledPass(notes.append)):
+        for layer in block.linears.values():
+            layer.offsets.clear()
+            layer.learn_rounding()
+            layer.override = forward.weight(layer, 2)
+        output = forward(block.call, block.module, hidden)
+        offsets = [layer.offsets[2] for layer in block.linears.values()]
+        found.append((output.detach(), torch.autograd.grad(output.square().mean(), offsets)))
+        for layer in block.linears.values():
+            layer.override = None
+    assert not notes
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
+    for compiled, plain in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)
