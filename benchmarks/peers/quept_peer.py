@@ -16,7 +16,7 @@ def main() -> None:
     work = lambda: quept.calibrate(chosen.model, artifact, data=windows, tokenizer=tokenizer)  # noqa: E731
     result, report = measured(work)
     settings = result.manifest.recipe.reconstruction
-    steps = settings.epochs * -(-windows.shape[0] // settings.batch_size)
+    steps = settings.epochs * (windows.shape[0] // settings.batch_size)
     report |= {"recipe": result.manifest.recipe.name, "steps": steps, "phases": result.seconds}
     (chosen.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

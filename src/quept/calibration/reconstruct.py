@@ -47,8 +47,9 @@ def reconstruct(
     descent, first, step = Descent(block.linears.values(), settings, steps, draws), dict[int, float](), 0
     for _ in range(settings.epochs):
         order = torch.randperm(targets.samples, generator=generator).tolist()
-        for start in range(0, targets.samples, settings.batch_size):
-            rows = order[start : start + settings.batch_size]
+        # A last batch that is not full is left out: another order leaves out others, and compiled code has one shape.
+        for batch in range(steps // settings.epochs):
+            rows = order[batch * settings.batch_size :][: settings.batch_size]
             target, total = targets.read(rows), 0.0
             for index, (group, stream) in enumerate(zip(groups.groups, inputs, strict=True)):
                 if not settings.takes_part(index, step):
@@ -71,8 +72,8 @@ def reconstruct(
 
 
 def count_steps(samples: int, settings: Reconstruction) -> int:
-    """Optimizer steps per block."""
-    return settings.epochs * math.ceil(samples / settings.batch_size)
+    """Optimizer steps per block; one an epoch where there are fewer samples than a batch holds."""
+    return settings.epochs * max(1, samples // settings.batch_size)
 
 
 def trained_tokens(recipe: Recipe, sequence_length: int) -> int:
@@ -80,7 +81,7 @@ def trained_tokens(recipe: Recipe, sequence_length: int) -> int:
     settings, samples = recipe.reconstruction, recipe.data.samples
     steps = count_steps(samples, settings)
     passes = sum(expected_draws(recipe.groups, settings, steps).values())
-    return round(passes / steps * settings.epochs * samples * sequence_length)
+    return round(passes * min(samples, settings.batch_size) * sequence_length)
 
 
 def expected_draws(groups: BitGroups, settings: Reconstruction, steps: int) -> dict[int, float]:
