@@ -23,6 +23,7 @@ from rich.console import Console
 
 import quept
 from quept.architectures.checkpoint import open_tokenizer
+from quept.calibration.reconstruct import count_steps
 from quept.data import token_stream
 from quept.evaluation import evaluate_widths
 from quept.files import replacing
@@ -98,6 +99,7 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     def training(label: str, **changes: Any) -> Variant:
         return Variant("training", label, {"reconstruction": changes})
 
+    steps = count_steps(base.data.samples, base.reconstruction)
     yield training("best")
     yield training("no prediction loss at the last block", last_block_loss=None)
     yield training("ranges start at sigmoid(4)", clipping_start=4.0)
@@ -106,8 +108,8 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     yield training("mean absolute error", loss="mae")
     yield training("losses not normalised", normalized=False)
     yield training("products in float32", bfloat16_bits=())
-    yield training("half the rounding rate", rounding_learning_rate=0.5 / 192)
-    yield training("twice the rounding rate", rounding_learning_rate=2 / 192)
+    yield training("half the rounding rate", rounding_learning_rate=0.5 / steps)
+    yield training("twice the rounding rate", rounding_learning_rate=2 / steps)
     yield Variant("parts", "best")
     yield Variant("parts", "no learned rounding", learned_rounding=())
     yield Variant("parts", "rank 8", {"adapter": {"rank": 8}})
