@@ -257,12 +257,13 @@ def markdown(found: dict[str, Any]) -> str:
             f"{len(row['unquantized']) or 'none'} |"
         )
     ours = [row["seconds"] for row in found["rows"] if row["method"] == "quept"]
-    theirs = [row["seconds"] for row in found["rows"] if row["method"] == PEERS["autoround"] and "seconds" in row]
-    if ours and theirs:
+    theirs = {row["bits"]: row["seconds"] for row in found["rows"] if row["method"] == PEERS["autoround"]}
+    if ours and {2, 3, 4} <= theirs.keys():
+        three = [theirs[bits] for bits in (2, 3, 4)]
         lines += [
             "",
-            f"quept took {ours[0]:.0f} s for all widths: {ours[0] / min(theirs):.2f} of AutoRound's fastest run for one, "
-            f"{min(theirs):.0f} s.",
+            f"quept took {ours[0]:.0f} s for all widths, AutoRound {' + '.join(f'{seconds:.0f}' for seconds in three)} = "
+            f"{sum(three):.0f} s for 2, 3 and 4 bits: {ours[0] / (sum(three) / 3):.2f} of its runs.",
         ]
     return "\n".join(lines) + "\n"
 
