@@ -262,7 +262,7 @@ def markdown(found: dict[str, Any]) -> str:
         three = [theirs[bits] for bits in (2, 3, 4)]
         lines += [
             "",
-            f"quept took {ours[0]:.0f} s for all widths, AutoRound {' + '.join(f'{seconds:.0f}' for seconds in three)} = "
+            f"quept took {ours[0]:.0f} s for all widths, AutoRound {' + '.join(f'{one:.0f}' for one in three)} = "
             f"{sum(three):.0f} s for 2, 3 and 4 bits: {ours[0] / (sum(three) / 3):.2f} of its runs.",
         ]
     return "\n".join(lines) + "\n"
