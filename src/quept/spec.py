@@ -218,7 +218,8 @@ class Reconstruction(Value):
     bfloat16 while they train.
 
     Rounding offsets follow the sign of their gradient, with steps that fall linearly to zero (SignRound). Their rate
-    is the first step's length, in quantization steps; "auto" is SignRound's own, one over the number of steps.
+    is the first step's length, in quantization steps; "auto" is SignRound's own, one over the number of steps
+    that a width takes part in, but at most 1/50.
     `clipping_start` is the logit of the share of the range that is kept at the start, or `"search"`: the share that
     rounds with the least output error, found per group of inputs.
 

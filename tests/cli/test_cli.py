@@ -100,7 +100,14 @@ def test_generate_continues_the_prompt_at_a_width(workplace, capfd, tmp_path):
 def test_info_names_widths_recipe_and_origin(workplace, capfd):
     assert run("info", workplace / "artifact") == 0
     shown = capfd.readouterr().out
-    for expected in ("llama", "paper", "{7,8} {5,6} {3,4} {2}", "4 x 16 tokens", str(workplace / "model")):
+    for expected in (
+        "llama",
+        "best",
+        "{8} {7} {6} {5} {4} {3} {2}",
+        "at 2,3,4,8 bits",
+        "4 x 16 tokens",
+        str(workplace / "model"),
+    ):
         assert expected in shown
 
 

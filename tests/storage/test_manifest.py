@@ -94,7 +94,7 @@ def altered(directory, change):
 
 
 def test_a_manifest_is_written_as_the_golden_file_byte_for_byte(tmp_path):
-    """Artifacts outlive releases: if this fails, the format has changed and needs another version number."""
+    """Artifacts outlive releases: once one is out, a failure here means a new version number."""
     small_manifest().write(tmp_path)
     assert (tmp_path / MANIFEST).read_bytes() == GOLDEN.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
@@ -103,6 +103,28 @@ def test_a_manifest_is_written_as_the_golden_file_byte_for_byte(tmp_path):
 def test_the_golden_file_is_read_as_the_manifest_it_was_written_from():
     assert read_manifest(GOLDEN.parent, verify=False) == small_manifest()
     assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 1
+
+
+def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
+    data = json.loads(GOLDEN.read_bytes())
+    del data["recipe"]["learned_rounding"], data["provenance"]["compiled"]
+    for name in ("isolated", "bits"):
+        del data["recipe"]["adapter"][name]
+    for name in (
+        "bfloat16_bits",
+        "cadence",
+        "clipping_start",
+        "last_block_loss",
+        "normalized",
+        "rounding_learning_rate",
+    ):
+        del data["recipe"]["reconstruction"][name]
+    (tmp_path / MANIFEST).write_text(json.dumps(data))
+    for name in data["files"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert read_manifest(tmp_path, verify=False) == small_manifest()
+    assert small_manifest().recipe.weight_spec.learned_rounding == ()
 
 
 def test_a_whole_artifact_is_read_and_verified(artifact):

@@ -10,6 +10,8 @@ from torch import Tensor
 from quept.nn import ElasticLinear
 from quept.spec import Reconstruction
 
+FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would flip weights at random
+
 
 class Descent:
     """The optimizers of one block over `steps` steps, of which each width is drawn in `draws`, on average.
@@ -45,7 +47,8 @@ class Descent:
         self._add(torch.optim.Adam(moved, fused=True), cosine)
         if offsets:
             given = settings.rounding_learning_rate
-            rates = {bits: 1 / draws[bits] if given == "auto" else given for bits in offsets}
+            # A width that is never drawn has no gradient, whatever its rate.
+            rates = {bits: min(FASTEST, 1 / max(1.0, draws[bits])) if given == "auto" else given for bits in offsets}
             signed = [{"params": parameters, "lr": rates[bits]} for bits, parameters in offsets.items()]
             self._add(SignDescent(signed), linear)
 
