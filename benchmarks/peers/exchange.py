@@ -10,7 +10,6 @@ path, and `report.json`. What it leaves out there, it left unquantized.
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -77,4 +76,6 @@ def write(output: Path, weights: dict[str, Tensor], report: dict[str, Any], pack
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024

@@ -257,7 +257,9 @@ def markdown(found: dict[str, Any]) -> str:
             f"{len(row['unquantized']) or 'none'} |"
         )
     ours = [row["seconds"] for row in found["rows"] if row["method"] == "quept"]
-    theirs = {row["bits"]: row["seconds"] for row in found["rows"] if row["method"] == PEERS["autoround"]}
+    theirs = {
+        row["bits"]: row["seconds"] for row in found["rows"] if row["method"] == PEERS["autoround"] and "seconds" in row
+    }
     if ours and {2, 3, 4} <= theirs.keys():
         three = [theirs[bits] for bits in (2, 3, 4)]
         lines += [
