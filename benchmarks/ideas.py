@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from quept.calibration import pipeline
-from quept.calibration.capture import Entrance, Exit
-from quept.calibration.objective import Objective, output_error, prediction_error
+from quept.calibration.capture import Entrance
+from quept.calibration.objective import Error, Objective, Rows
 from quept.nn import ElasticLinear
 from quept.numerics import affine
 
@@ -24,11 +24,11 @@ def relative_to_token() -> Iterator[None]:
     """Errors divided by the size of their token's hidden state, so that tokens with large states do not dominate."""
 
     def relative(loss: str) -> Objective:
-        def error(output: Tensor, target: Tensor) -> Tensor:
+        def objective(target: Tensor, rows: Rows) -> Error:
             size = target.square().mean(-1, keepdim=True).sqrt() + 1e-6
-            return ((output - target) / size).square().mean()
+            return lambda output: ((output - target) / size).square().mean()
 
-        return error
+        return objective
 
     with patch.object(pipeline, "output_error", relative):
         yield
@@ -43,20 +43,30 @@ def lookahead() -> Iterator[None]:
         run.index = index
         return calibrate_block(run, index, *rest)
 
-    def objective(run: Any, last: bool) -> Objective:
-        job, settings = run.job, run.recipe.reconstruction
-        blocks = job.architecture.block_list(job.model)
-        leave = prediction_error(Exit(job.model, job.architecture, job.compute_dtype, job.device))
+    objectives = pipeline._Run._objectives
+
+    def behind_next(run: Any, last: bool) -> tuple[Objective, Objective]:
         if last:
-            return leave
-        following = copy.deepcopy(blocks[run.index + 1]).to(torch.float32).requires_grad_(False)
-        call = Entrance(job.model, job.architecture, job.compute_dtype).calls(job.windows)[run.index + 1]
-        behind = leave if run.index + 2 == len(blocks) else output_error(settings.loss)
-        return lambda output, target: behind(call(following, output), call(following, target).detach())
+            return objectives(run, last)
+        job = run.job
+        blocks = job.architecture.block_list(job.model)
+        following = copy.deepcopy(blocks[run.index + 1]).to(job.device, job.compute_dtype).requires_grad_(False)
+        call = Entrance(job.model, job.architecture, job.compute_dtype).calls(job.windows)[run.index + 1].to(job.device)
+
+        def behind(objective: Objective) -> Objective:
+            def error(target: Tensor, rows: Rows) -> Error:
+                with torch.no_grad():
+                    measure = objective(call(following, target), rows)
+                return lambda output: measure(call(following, output))
+
+            return error
+
+        trained, reported = objectives(run, run.index + 2 == len(blocks))
+        return behind(trained), behind(reported)
 
     with (
         patch.object(pipeline._Run, "_calibrate_block", remember),
-        patch.object(pipeline._Run, "_objective", objective),
+        patch.object(pipeline._Run, "_objectives", behind_next),
     ):
         yield
 
@@ -69,7 +79,7 @@ def second_order() -> Iterator[None]:
     def keep_inputs(run: Any, block: Any, inputs: dict[str, Tensor]) -> None:
         place_ranges(run, block, inputs)
         for path, linear in block.linears.items():
-            linear.hessian = inputs[path].T @ inputs[path]
+            linear.hessian = inputs[path].float().T @ inputs[path].float()
 
     def start(linear: Any) -> dict[int, nn.Parameter]:
         offsets: dict[int, nn.Parameter] = learn_rounding(linear)
@@ -91,7 +101,7 @@ def second_order() -> Iterator[None]:
 def feedback(weight: Tensor, hessian: Tensor, to: affine.Grid, size: int) -> Tensor:
     """The weight as GPTQ has moved each column by the time it rounds it, `(out, in)`."""
     weight = weight.clone()
-    damped = hessian + (0.01 * hessian.diagonal().mean() + 1e-8) * torch.eye(hessian.shape[0])
+    damped = hessian + (0.01 * hessian.diagonal().mean() + 1e-8) * torch.eye(len(hessian), device=hessian.device)
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     for column in range(weight.shape[1]):
         scale, zero = to.scale[:, column // size, 0], to.zero_point[:, column // size, 0]

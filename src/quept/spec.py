@@ -217,17 +217,19 @@ class Reconstruction(Value):
     none, which leaves its ranges whole; empty means in all. At the widths in `bfloat16_bits` the linears multiply in
     bfloat16 while they train.
 
-    Rounding offsets follow the sign of their gradient, with steps that fall linearly to zero (SignRound). Their rate
-    is the first step's length, in quantization steps; "auto" is SignRound's own, one over the number of steps
-    that a width takes part in, but at most 1/50.
+    Rounding offsets move along their normalised gradient, with steps that fall linearly to zero. Their rate is the
+    first step's length, in quantization steps; "auto" is 1.5 over the number of steps that a width takes part in, but
+    at most 1/50.
     `clipping_start` is the logit of the share of the range that is kept at the start, or `"search"`: the share that
     rounds with the least output error, found per group of inputs.
 
-    `last_block_loss = "kl"` trains the last block on the model's predictions instead of its hidden states.
+    `last_block_loss = "kl"` trains the last block on the model's predictions instead of its hidden states; of the
+    probability that it is to predict, `text_share` goes to the token that follows in the calibration text.
     """
 
     loss: Loss = "mae"
     last_block_loss: Literal["kl"] | None = None
+    text_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 15
     batch_size: Annotated[int, Field(ge=1)] = 2
     normalized: bool = False
@@ -238,6 +240,15 @@ class Reconstruction(Value):
     clipping_learning_rate: LearningRate = 2e-2
     rounding_learning_rate: LearningRate | Literal["auto"] = "auto"
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _mixes_predictions(self) -> Self:
+        if self.text_share and self.last_block_loss != "kl":
+            raise ValueError(
+                f"reconstruction.text_share {self.text_share} is a share of the predictions that the last block is "
+                "trained on; it needs last_block_loss = 'kl'"
+            )
+        return self
 
     def takes_part(self, group: int, step: int) -> bool:
         """Whether group number `group` (0 is the highest) trains in this step."""

@@ -207,12 +207,31 @@ def test_the_prediction_error_is_the_divergence_however_it_is_divided(tiny_model
     values, gradients = [], []
     for tokens in (10_000, 30, 7):  # all at once; a sample at a time; parts of a sample
         monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.vocabulary)
-        value = prediction_error(leave)(output, target)
+        value = prediction_error(leave)(target, slice(None))(output)
         gradients.append(torch.autograd.grad(value, output)[0])
         values.append(value.detach())
         torch.testing.assert_close(values[-1], expected)
         torch.testing.assert_close(gradients[-1], gradients[0])
-    assert float(prediction_error(leave)(target, target)) == pytest.approx(0, abs=1e-6)
+    assert float(prediction_error(leave)(target, slice(None))(target)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_text_has_its_share_of_the_predictions(tiny_model, windows, monkeypatch):
+    model = tiny_model("llama")
+    leave = Exit(model, architecture_of("llama"), torch.float32, CPU)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(2, 24, 32, generator=generator)
+    output = (target + 0.3 * torch.randn(target.shape, generator=generator)).requires_grad_(True)
+    rows, share = [3, 1], 0.25
+    with torch.no_grad():
+        p, log_q = leave(target).softmax(-1), leave(output).log_softmax(-1)
+        text = F.one_hot(windows[rows][:, 1:24], p.shape[-1])
+        p[:, :-1] = (1 - share) * p[:, :-1] + share * text  # after a window's last token nothing is known to follow
+        expected = (p * (p.log() - log_q)).sum() / 48
+    for tokens in (10_000, 7):  # all at once; parts of a sample
+        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.vocabulary)
+        error = prediction_error(leave, windows[:, :24], share)(target, rows)
+        torch.testing.assert_close(error(output).detach(), expected)
+    assert torch.autograd.grad(error(output), output)[0].isfinite().all()
 
 
 def test_without_a_compiler_the_plain_pass_takes_over_and_says_so_once(tiny_model, windows, monkeypatch):

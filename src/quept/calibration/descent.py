@@ -1,4 +1,4 @@
-"""What moves what a block learns: Adam the adapters and the clipping, sign descent the rounding."""
+"""What moves what a block learns: Adam the adapters and the clipping, normalised descent the rounding."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,10 @@ from torch import Tensor
 from quept.nn import ElasticLinear
 from quept.spec import Reconstruction
 
+TRAVEL = 1.5  # quantization steps: what a rate of one step over the number of draws is multiplied by
 FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would flip weights at random
+TINY = 1e-18  # keeps a weight without a gradient where it is, and one whose square is no float32 near it
+VALUES_IN_CACHE = 1 << 17  # half a MiB in float32
 
 
 class Descent:
@@ -48,9 +51,12 @@ class Descent:
         if offsets:
             given = settings.rounding_learning_rate
             # A width that is never drawn has no gradient, whatever its rate.
-            rates = {bits: min(FASTEST, 1 / max(1.0, draws[bits])) if given == "auto" else given for bits in offsets}
-            signed = [{"params": parameters, "lr": rates[bits]} for bits, parameters in offsets.items()]
-            self._add(SignDescent(signed), linear)
+            auto = {bits: min(FASTEST, TRAVEL / max(1.0, draws[bits])) for bits in offsets}
+            moved = [
+                {"params": parameters, "lr": auto[bits] if given == "auto" else given}
+                for bits, parameters in offsets.items()
+            ]
+            self._add(RoundingDescent(moved), linear)
 
     def _add(self, optimizer: torch.optim.Optimizer, course: Callable[[int], float]) -> None:
         self.optimizers.append(optimizer)
@@ -64,16 +70,36 @@ class Descent:
             schedule.step()
 
 
-class SignDescent(torch.optim.Optimizer):
-    """Rounding offsets move by the learning rate against the sign of their gradient (SignRound, arXiv 2309.05516)."""
+class RoundingDescent(torch.optim.Optimizer):
+    """Rounding offsets move against their gradient, divided by its root mean square, within half a step of zero.
+
+    The first step is the gradient's sign, as in SignRound (arXiv 2309.05516); from then on weights whose gradient
+    changes its sign from batch to batch move less. This is Adam without momentum, with less to remember.
+    """
+
+    DECAY = 0.99  # of the mean square, per step
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step, within half a quantization step of zero; gradients are overwritten by their signs."""
+        """One step of every offset that has a gradient."""
         for group in self.param_groups:
             for offset in group["params"]:
                 if offset.grad is not None:
-                    offset.add_(offset.grad.sign_(), alpha=-group["lr"]).clamp_(-0.5, 0.5)
+                    self._move(offset, offset.grad, group["lr"])
+
+    def _move(self, offset: Tensor, gradient: Tensor, rate: float) -> None:
+        state = self.state[offset]
+        if not state:
+            state.update(step=0, mean_square=torch.zeros_like(offset))
+        state["step"] += 1
+        weight = 1 - self.DECAY ** state["step"]  # all that the mean has been made of so far
+        # On a CPU, a few values at a time: what several operations share then stays in the cache.
+        size = VALUES_IN_CACHE if offset.device.type == "cpu" else offset.numel()
+        parts = (values.view(-1).split(size) for values in (offset, gradient, state["mean_square"]))
+        for some, slope, mean_square in zip(*parts, strict=True):
+            mean_square.mul_(self.DECAY).addcmul_(slope, slope, value=1 - self.DECAY)
+            scale = (mean_square / weight).sqrt_().add_(TINY)
+            some.addcdiv_(slope, scale, value=-rate).clamp_(-0.5, 0.5)

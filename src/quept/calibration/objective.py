@@ -1,6 +1,7 @@
 """What a block's training lowers: the error of its output, and at the last block that of the model's predictions."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,64 +12,102 @@ from torch.utils.checkpoint import checkpoint
 from quept.calibration.capture import Exit
 from quept.spec import Loss
 
-Objective = Callable[[Tensor, Tensor], Tensor]  # output and target, (batch, tokens, hidden), to a scalar
+Rows = Sequence[int] | slice  # which samples
+Error = Callable[[Tensor], Tensor]  # a block's output, (batch, tokens, hidden), to a scalar
+Objective = Callable[[Tensor, Rows], Error]  # the samples' targets, (batch, tokens, hidden), to the error of outputs
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
 VALUES_IN_CACHE = 1 << 18  # 1 MiB in float32
 
-LOSSES: dict[Loss, Objective] = {"mae": F.l1_loss, "mse": F.mse_loss}
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"mae": F.l1_loss, "mse": F.mse_loss}
 
 
 def output_error(loss: Loss) -> Objective:
     """The mean error between hidden states."""
-    return lambda output, target: LOSSES[loss](output.float(), target.float())
+
+    def objective(target: Tensor, rows: Rows) -> Error:
+        return lambda output: LOSSES[loss](output.float(), target.float())
+
+    return objective
 
 
-def prediction_error(leave: Exit) -> Objective:
+def prediction_error(leave: Exit, windows: Tensor | None = None, text_share: float = 0.0) -> Objective:
     """KL(full precision || quantized) of the next-token distributions that follow from the last block's outputs.
 
-    In nats per token. Logits are made for so many tokens at a time that a large vocabulary does not fill the memory,
-    and where that takes more than one turn they are made again for the backward pass.
+    In nats per token. With a `text_share`, full precision's distribution is mixed with the token that does follow in
+    `windows`, `(samples, tokens)`, which gets that share of it.
+    Logits are made for so many tokens at a time that a large vocabulary does not fill the memory, and where that takes
+    more than one turn they are made again for the backward pass.
     """
 
-    def some(output: Tensor, target: Tensor) -> Tensor:
+    def expected(target: Tensor, following: Tensor | None) -> Tensor:
+        """The logarithm of the wanted distributions, `(tokens, vocabulary)`."""
         with torch.no_grad():
-            expected = leave(target)
-        total: Tensor = _Divergence.apply(leave(output).flatten(0, -2), expected.flatten(0, -2))  # type: ignore[no-untyped-call]
-        return total
+            wanted = leave(target).flatten(0, -2).float().log_softmax(-1)
+            return wanted if following is None else mixed(wanted, following.flatten().to(wanted.device), text_share)
 
-    def divergence(output: Tensor, target: Tensor) -> Tensor:
-        batch, tokens, _ = output.shape
+    def some(output: Tensor, target: Tensor, following: Tensor | None) -> Tensor:
+        return divergence(leave(output).flatten(0, -2), expected(target, following))
+
+    def objective(target: Tensor, rows: Rows) -> Error:
+        batch, tokens, _ = target.shape
+        following = following_tokens(windows[rows]) if windows is not None and text_share else None
         size = max(1, LOGITS_PER_CHUNK // leave.vocabulary)
-        parts = [
-            part
-            for rows in zip(*(torch.split(states, max(1, size // tokens)) for states in (output, target)), strict=True)
-            for part in zip(*(torch.split(states, size, 1) for states in rows), strict=True)
-        ]
-        if len(parts) == 1:
-            return some(output, target) / (batch * tokens)
-        again = [checkpoint(some, *part, use_reentrant=False) for part in parts]
-        return torch.stack(again).sum() / (batch * tokens)
+        if batch * tokens <= size:
+            wanted = expected(target, following)  # once for all widths
+            return lambda output: divergence(leave(output).flatten(0, -2), wanted) / (batch * tokens)
 
-    return divergence
+        def error(output: Tensor) -> Tensor:
+            total = output.new_zeros((), dtype=torch.float32)
+            for sample in range(batch):
+                for start in range(0, tokens, size):
+                    part = (slice(sample, sample + 1), slice(start, start + size))
+                    chosen = (output[part], target[part], None if following is None else following[part])
+                    total = total + checkpoint(some, *chosen, use_reentrant=False)
+            return total / (batch * tokens)
+
+        return error
+
+    return objective
+
+
+def following_tokens(windows: Tensor) -> Tensor:
+    """The token that comes after each of `(samples, tokens)`; -1 after the last."""
+    return F.pad(windows[:, 1:].to(torch.int64), (0, 1), value=-1)
+
+
+def mixed(log_p: Tensor, following: Tensor, share: float) -> Tensor:
+    """The logarithm of `(1 - share) p + share` at the following token; rows `(tokens, vocabulary)`, changed in place.
+
+    Where nothing follows (-1), `p` is left alone.
+    """
+    known = (following >= 0).nonzero().squeeze(1)
+    tokens = following[known]
+    log_p[known] += math.log1p(-share)
+    log_p[known, tokens] = torch.logaddexp(log_p[known, tokens], log_p.new_tensor(math.log(share)))
+    return log_p
+
+
+def divergence(logits: Tensor, log_p: Tensor) -> Tensor:
+    """The sum of KL(p || softmax(logits)) over rows `(tokens, vocabulary)`."""
+    total: Tensor = _Divergence.apply(logits, log_p)  # type: ignore[no-untyped-call]
+    return total
 
 
 class _Divergence(torch.autograd.Function):
-    """The sum of KL(softmax(expected) || softmax(logits)) over rows `(tokens, vocabulary)`.
+    """Row by row in the cache, the gradient, `softmax(logits) - p`, falls out of the forward pass.
 
-    Row by row in the cache, the gradient, `softmax(logits) - softmax(expected)`, falls out of the forward pass: several
-    times faster than library calls that each pass over all logits.
+    This is several times faster than library calls that each pass over all logits.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, expected: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, log_p: Tensor) -> Tensor:
         gradient = torch.empty_like(logits)
         rows = max(1, (VALUES_IN_CACHE if logits.device.type == "cpu" else LOGITS_PER_CHUNK) // logits.shape[-1])
         total = logits.new_zeros((), dtype=torch.float32)
-        for given, wanted, slope in zip(*(torch.split(t, rows) for t in (logits, expected, gradient)), strict=True):
-            log_q, log_p = given.float().log_softmax(-1), wanted.float().log_softmax(-1)
-            p = log_p.exp()
-            total += (log_p.sub_(log_q).mul_(p)).sum()
+        for given, wanted, slope in zip(*(torch.split(t, rows) for t in (logits, log_p, gradient)), strict=True):
+            log_q, p = given.float().log_softmax(-1), wanted.exp()
+            total += ((wanted - log_q).mul_(p)).sum()
             slope.copy_(log_q.exp_().sub_(p))
         ctx.save_for_backward(gradient)
         return total

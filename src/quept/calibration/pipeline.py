@@ -175,14 +175,14 @@ class _Run:
         generator = self.job.generator(index, "reconstruction")
         for linear in block.linears.values():
             linear.reset_adapter(generator)
-        objective = self._objective(last=index + 1 == blocks)
+        trained, reported = self._objectives(last=index + 1 == blocks)
         reconstruct(
             block,
             quantized,
             full_precision,
             self.recipe.groups,
             self.training,
-            objective,
+            trained,
             self.forward,
             generator,
             self.clock,
@@ -190,7 +190,7 @@ class _Run:
         )
         self.trained_tokens += trained_tokens(self.recipe, self.job.windows.shape[1])
         with self.clock("measuring"):
-            errors = self._measure(block, full_precision, quantized, objective)
+            errors = self._measure(block, full_precision, quantized, reported)
         with self.clock("writing"):
             self.workspace.write(stem, block.tensors(), note=[error.model_dump() for error in errors])
         return errors
@@ -236,12 +236,13 @@ class _Run:
                 else:
                     linear.reset_clipping(bits, start)
 
-    def _objective(self, last: bool) -> Objective:
-        """What a block's training lowers."""
+    def _objectives(self, last: bool) -> tuple[Objective, Objective]:
+        """What a block's training lowers, and what is reported of it: the same, without the text's own share."""
         job, settings = self.job, self.recipe.reconstruction
-        if last and settings.last_block_loss == "kl":
-            return prediction_error(Exit(job.model, job.architecture, job.compute_dtype, job.device))
-        return output_error(settings.loss)
+        if not (last and settings.last_block_loss == "kl"):
+            return (output_error(settings.loss),) * 2
+        leave = Exit(job.model, job.architecture, job.compute_dtype, job.device)
+        return prediction_error(leave, job.windows, settings.text_share), prediction_error(leave)
 
     @torch.no_grad()
     def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
@@ -254,14 +255,14 @@ class _Run:
     ) -> list[BlockError]:
         """The block's errors on the first samples, rounded to nearest and calibrated."""
         rows = slice(0, min(MEASURED_SAMPLES, self.chunk * 2, targets.samples))
-        target = targets.read(rows)
         errors = []
         with torch.no_grad():
+            error = objective(targets.read(rows), rows)
             for bits in self.recipe.bits:
                 hidden = quantized[self.recipe.groups.index(bits)].read(rows)
-                calibrated = objective(block.run(hidden, bits), target).item()
+                calibrated = error(block.run(hidden, bits)).item()
                 with block.rounded_to_nearest(bits):
-                    rounding = objective(block.run(hidden, bits), target).item()
+                    rounding = error(block.run(hidden, bits)).item()
                 errors.append(BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated))
         return errors
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.clock import Clock
 from quept.calibration.descent import Descent
-from quept.calibration.objective import Objective
+from quept.calibration.objective import Error, Objective
 from quept.calibration.passes import Pass
 from quept.calibration.stream import Stream
 from quept.errors import CalibrationFailed
@@ -51,13 +51,17 @@ def reconstruct(
         for batch in range(steps // settings.epochs):
             rows = order[batch * settings.batch_size :][: settings.batch_size]
             target, total = targets.read(rows), 0.0
+            errors: dict[bool, Error] = {}  # of this batch, in bfloat16 or not
             for index, (group, stream) in enumerate(zip(groups.groups, inputs, strict=True)):
                 if not settings.takes_part(index, step):
                     continue
                 bits = draw(group, generator)
                 half = bits in settings.bfloat16_bits
                 with clock("forward and backward"):
-                    loss = _loss(block, stream.read(rows), target, bits, half, objective, forward, step / steps)
+                    if half not in errors:
+                        with _autocast(target, half):
+                            errors[half] = objective(target, rows)
+                    loss = _loss(block, stream.read(rows), bits, half, errors[half], forward, step / steps)
                     value = _finite(loss.item(), block, bits)
                     scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
                     (loss / scale).backward()  # type: ignore[no-untyped-call]
@@ -101,10 +105,9 @@ def draw(group: Sequence[int], generator: torch.Generator) -> int:
 def _loss(
     block: CalibrationBlock,
     hidden: Tensor,
-    target: Tensor,
     bits: int,
     half: bool,
-    objective: Objective,
+    error: Error,
     forward: Pass,
     progress: float,
 ) -> Tensor:
@@ -128,10 +131,14 @@ def _loss(
     finally:
         for layer in block.linears.values():
             layer.override = None
-    # Around the objective alone: inside a block, attention in bfloat16 is slower on a CPU than in float32.
-    with torch.autocast(hidden.device.type, torch.bfloat16, enabled=half):
-        error = objective(output, target)
-    return error if penalty is None else error + UNDECIDED_WEIGHT * penalty
+    with _autocast(hidden, half):
+        loss = error(output)
+    return loss if penalty is None else loss + UNDECIDED_WEIGHT * penalty
+
+
+def _autocast(hidden: Tensor, half: bool) -> torch.autocast:
+    # Around errors alone: inside a block, attention in bfloat16 is slower on a CPU than in float32.
+    return torch.autocast(hidden.device.type, torch.bfloat16, enabled=half)
 
 
 def _finite(loss: float, block: CalibrationBlock, bits: int) -> float:

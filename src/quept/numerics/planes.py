@@ -1,4 +1,4 @@
-"""Learned rounding (SignRound, arXiv 2309.05516): offsets while it trains, one bit per weight afterwards.
+"""Learned rounding (after SignRound, arXiv 2309.05516): offsets while it trains, one bit per weight afterwards.
 
 A rounding plane holds a bit per weight and width: 0 rounds to the nearest code, 1 to the neighbour on the weight's
 other side. Whether that is up or down follows from the weight, so a plane of zeros is rounding to nearest, and a weight
