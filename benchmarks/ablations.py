@@ -23,6 +23,7 @@ from rich.console import Console
 
 import quept
 from quept.architectures.checkpoint import open_tokenizer
+from quept.calibration.descent import TRAVEL
 from quept.calibration.reconstruct import count_steps
 from quept.data import token_stream
 from quept.evaluation import evaluate_widths
@@ -100,19 +101,20 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
         return Variant("training", label, {"reconstruction": changes})
 
     steps = count_steps(base.data.samples, base.reconstruction)
+    twice, thrice = ({"rounding_learning_rate": factor * TRAVEL / steps} for factor in (2, 3))
     yield training("best")
-    yield training("no prediction loss at the last block", last_block_loss=None)
+    yield training("no prediction loss at the last block", last_block_loss=None, text_share=0.0)
+    yield training("no share of the text", text_share=0.0)
+    yield training("ten times the share of the text", text_share=0.05)
     yield training("ranges start at sigmoid(4)", clipping_start=4.0)
     yield training("clipping rate 5e-2", clipping_learning_rate=5e-2)
     yield training("clipping rate 5e-3", clipping_learning_rate=5e-3)
     yield training("mean absolute error", loss="mae")
-    yield training("losses not normalised", normalized=False)
-    yield training("products in float32", bfloat16_bits=())
-    yield training("half the rounding rate", rounding_learning_rate=0.5 / steps)
-    yield training("twice the rounding rate", rounding_learning_rate=2 / steps)
+    yield training("products in bfloat16 at 8 bits as well", bfloat16_bits=(2, 3, 4, 5, 6, 8))
+    yield training("twice the rounding rate", **twice)
+    yield training("three times the rounding rate", **thrice)
     yield Variant("parts", "best")
     yield Variant("parts", "no learned rounding", learned_rounding=())
-    yield Variant("parts", "rank 8", {"adapter": {"rank": 8}})
     yield Variant("parts", "no adapters", {"adapter": {"kind": "none"}})
     yield Variant("parts", "adapters at all widths", {"adapter": {"bits": ()}})
     yield Variant(
@@ -123,6 +125,11 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     yield Variant("ideas", "best")
     for idea in IDEAS:
         yield Variant("ideas", idea, idea=idea)
+    yield Variant("ideas", "free weights, three times the rate", {"reconstruction": thrice}, idea="free weights")
+    for text in other_data:
+        for share in (0.0, base.reconstruction.text_share, 0.05):
+            label = f"{Path(text).stem}, {share:.1%} of it in the predictions"
+            yield Variant("calibration text", label, {"reconstruction": {"text_share": share}}, data=text)
 
 
 def arguments() -> argparse.Namespace:
@@ -149,8 +156,8 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
         recipe, data = variant.recipe(base), variant.data or options.data
         with IDEAS[variant.idea]() if variant.idea else nullcontext():
             report = quept.calibrate(options.model, output, data=data, recipe=recipe, seed=options.seed)
-        model = quept.load(output, dtype=torch.float32)
-        evaluation = evaluate_widths(model, tokens, recipe.bits, sequence_length=options.sequence_length)
+            model = quept.load(output, dtype=torch.float32)
+            evaluation = evaluate_widths(model, tokens, recipe.bits, sequence_length=options.sequence_length)
     return {
         "full_precision": evaluation.full_precision,
         "perplexity": {str(result.bits): result.perplexity for result in evaluation.results},

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from quept.calibration import pipeline
+from quept.calibration import descent, pipeline
 from quept.calibration.capture import Entrance
 from quept.calibration.objective import Error, Objective, Rows
 from quept.nn import ElasticLinear
@@ -111,8 +111,46 @@ def feedback(weight: Tensor, hessian: Tensor, to: affine.Grid, size: int) -> Ten
     return weight
 
 
+@contextmanager
+def sign_descent() -> Iterator[None]:
+    """Rounding offsets follow the sign of their gradient, one over the number of steps at a time (SignRound)."""
+
+    def move(_: Any, offset: Tensor, gradient: Tensor, rate: float) -> None:
+        offset.add_(gradient.sign_(), alpha=-rate / descent.TRAVEL).clamp_(-descent.REACH, descent.REACH)
+
+    with patch.object(descent.RoundingDescent, "_move", move):
+        yield
+
+
+@contextmanager
+def free_weights() -> Iterator[None]:
+    """Weights may move to any code (EfficientQAT); each width keeps codes of its own instead of a plane."""
+    kept: dict[tuple[str, int], Tensor] = {}
+    settle, derive = ElasticLinear.settle_rounding, ElasticLinear.derive
+
+    def keep(linear: Any) -> None:
+        for bits, offset in linear.offsets.items():
+            kept[linear.path, bits] = derive(linear, bits).detach().clone()
+            offset.data.clamp_(-0.5, 0.5)
+        settle(linear)
+
+    def derived(linear: Any, bits: int) -> Tensor:
+        if linear.offsets or (linear.path, bits) not in kept:
+            return derive(linear, bits)
+        return kept[linear.path, bits].to(linear.weight)
+
+    with (
+        patch.object(descent, "REACH", 4.0),
+        patch.object(ElasticLinear, "settle_rounding", keep),
+        patch.object(ElasticLinear, "derive", derived),
+    ):
+        yield
+
+
 IDEAS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "relative to token": relative_to_token,
     "lookahead": lookahead,
     "second order": second_order,
+    "sign descent": sign_descent,
+    "free weights": free_weights,
 }

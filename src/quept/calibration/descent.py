@@ -10,6 +10,7 @@ from torch import Tensor
 from quept.nn import ElasticLinear
 from quept.spec import Reconstruction
 
+REACH = 0.5  # quantization steps: an offset goes to the neighbouring code at most, which is what a plane can keep
 TRAVEL = 1.5  # quantization steps: what a rate of one step over the number of draws is multiplied by
 FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would flip weights at random
 TINY = 1e-18  # keeps a weight without a gradient where it is, and one whose square is no float32 near it
@@ -71,7 +72,7 @@ class Descent:
 
 
 class RoundingDescent(torch.optim.Optimizer):
-    """Rounding offsets move against their gradient, divided by its root mean square, within half a step of zero.
+    """Rounding offsets move against their gradient, divided by its root mean square, within `REACH` of zero.
 
     The first step is the gradient's sign, as in SignRound (arXiv 2309.05516); from then on weights whose gradient
     changes its sign from batch to batch move less. This is Adam without momentum, with less to remember.
@@ -102,4 +103,4 @@ class RoundingDescent(torch.optim.Optimizer):
         for some, slope, mean_square in zip(*parts, strict=True):
             mean_square.mul_(self.DECAY).addcmul_(slope, slope, value=1 - self.DECAY)
             scale = (mean_square / weight).sqrt_().add_(TINY)
-            some.addcdiv_(slope, scale, value=-rate).clamp_(-0.5, 0.5)
+            some.addcdiv_(slope, scale, value=-rate).clamp_(-REACH, REACH)
