@@ -215,7 +215,7 @@ class Reconstruction(Value):
     `normalized` divides each width's loss by its value at the start, so that no group outweighs another.
     `cadence`, one number per bit group from high to low, lets a group take part in every n-th step only, or with 0 in
     none, which leaves its ranges whole; empty means in all. At the widths in `bfloat16_bits` the linears multiply in
-    bfloat16 while they train.
+    bfloat16 while they train, and when their stream moves on.
 
     Rounding offsets move along their normalised gradient, with steps that fall linearly to zero. Their rate is the
     first step's length, in quantization steps; "auto" is 1.5 over the number of steps that a width takes part in, but

@@ -261,7 +261,8 @@ def test_what_is_compiled_quantizes_as_the_library_does(bits):
     upstream = torch.randn(grouped.shape, generator=generator)
     low, high = torch.sigmoid(logits).unsqueeze(-1)
     expected = affine.fake_quantize(grouped, affine.grid(grouped, bits, low, high), offset)
-    actual = passes._quantize(grouped, *affine.extremes(grouped), logits, offset, 2**bits - 1)
+    rows = [values.flatten(0, 1) for values in (grouped, *affine.extremes(grouped), offset)]
+    actual = passes._quantize(*rows, logits.flatten(1).unsqueeze(-1), 2**bits - 1).view_as(expected)
     torch.testing.assert_close(actual, expected)
     for one, other in zip(
         torch.autograd.grad(actual, (logits, offset), upstream),

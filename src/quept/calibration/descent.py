@@ -14,7 +14,6 @@ REACH = 0.5  # quantization steps: an offset goes to the neighbouring code at mo
 TRAVEL = 1.5  # quantization steps: what a rate of one step over the number of draws is multiplied by
 FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would flip weights at random
 TINY = 1e-18  # keeps a weight without a gradient where it is, and one whose square is no float32 near it
-VALUES_IN_CACHE = 1 << 17  # half a MiB in float32
 
 
 class Descent:
@@ -97,10 +96,7 @@ class RoundingDescent(torch.optim.Optimizer):
             state.update(step=0, mean_square=torch.zeros_like(offset))
         state["step"] += 1
         weight = 1 - self.DECAY ** state["step"]  # all that the mean has been made of so far
-        # On a CPU, a few values at a time: what several operations share then stays in the cache.
-        size = VALUES_IN_CACHE if offset.device.type == "cpu" else offset.numel()
-        parts = (values.view(-1).split(size) for values in (offset, gradient, state["mean_square"]))
-        for some, slope, mean_square in zip(*parts, strict=True):
-            mean_square.mul_(self.DECAY).addcmul_(slope, slope, value=1 - self.DECAY)
-            scale = (mean_square / weight).sqrt_().add_(TINY)
-            some.addcdiv_(slope, scale, value=-rate).clamp_(-REACH, REACH)
+        mean_square: Tensor = state["mean_square"]
+        mean_square.mul_(self.DECAY).addcmul_(gradient, gradient, value=1 - self.DECAY)
+        scale = (mean_square / weight).sqrt_().add_(TINY)
+        offset.addcdiv_(gradient, scale, value=-rate).clamp_(-REACH, REACH)

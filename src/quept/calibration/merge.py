@@ -19,11 +19,13 @@ def advance(
     settings: Merging,
     generator: torch.Generator,
     chunk: int,
+    bfloat16_bits: Sequence[int] = (),
 ) -> None:
     """Replace each stream, in place, by its block outputs as the merging strategy says.
 
     `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that
-    all entries are the same object. Every sample draws its own width from each group.
+    all entries are the same object. Every sample draws its own width from each group. At the widths in
+    `bfloat16_bits` the linears multiply in bfloat16.
     """
     samples = streams[0].samples
     drawn = [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
@@ -33,13 +35,14 @@ def advance(
             match settings.strategy:
                 case "per-group":
                     for stream, bits in zip(streams, widths, strict=True):
-                        stream.write(rows, _run_each(block, stream.read(rows), bits))
+                        stream.write(rows, _run_each(block, stream.read(rows), bits, bfloat16_bits))
                 case "single-width":
                     assert settings.single_width is not None
-                    streams[0].write(rows, block.run(streams[0].read(rows), settings.single_width))
+                    alike = [settings.single_width] * len(widths[0])
+                    streams[0].write(rows, _run_each(block, streams[0].read(rows), alike, bfloat16_bits))
                 case _:
                     hidden = streams[0].read(rows)
-                    outputs = torch.stack([_run_each(block, hidden, bits) for bits in widths])
+                    outputs = torch.stack([_run_each(block, hidden, bits, bfloat16_bits) for bits in widths])
                     streams[0].write(rows, merge(outputs, settings, generator))
 
 
@@ -56,10 +59,11 @@ def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Ten
     raise AssertionError(f"{settings.strategy} does not merge outputs")
 
 
-def _run_each(block: CalibrationBlock, hidden: Tensor, widths: Sequence[int]) -> Tensor:
+def _run_each(block: CalibrationBlock, hidden: Tensor, widths: Sequence[int], bfloat16_bits: Sequence[int]) -> Tensor:
     """Run each sample at its own width: one run per width that occurs."""
     output = torch.empty_like(hidden)
     for bits in sorted(set(widths)):
         rows = [row for row, width in enumerate(widths) if width == bits]
-        output[rows] = block.run(hidden[rows], bits)
+        with block.multiplying(torch.bfloat16 if bits in bfloat16_bits else None):
+            output[rows] = block.run(hidden[rows], bits)
     return output

@@ -57,9 +57,11 @@ class CompiledPass(PlainPass):
         """The layer's weight at a width, `(out, in)`; widths with an adapter are not compiled."""
         if bits not in layer.offsets or layer.has_adapter(bits):
             return super().weight(layer, bits)
-        parts = (*layer.frozen_range(bits), layer.clipping[str(bits)], layer.offsets[bits], 2**bits - 1)
-        grouped = self._tried(self._quantize, *parts)
-        return super().weight(layer, bits) if grouped is None else layer.joined(grouped)
+        offset, logits = layer.offsets[bits], layer.clipping[str(bits)]
+        # A row per scale, of whatever layer and width, so that one compilation serves all.
+        rows = [values.flatten(0, 1) for values in (*layer.frozen_range(bits), offset)]
+        quantized = self._tried(self._quantize, *rows, logits.flatten(1).unsqueeze(-1), 2**bits - 1)
+        return super().weight(layer, bits) if quantized is None else layer.joined(quantized.view_as(offset))
 
     def _tried(self, compiled: Callable[..., Tensor] | None, *given: Any) -> Tensor | None:
         if self._run is None or compiled is None:
@@ -76,12 +78,15 @@ def _run(call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
     return call(module, hidden)
 
 
-def _quantize(grouped: Tensor, low: Tensor, high: Tensor, logits: Tensor, offset: Tensor, maximum: int) -> Tensor:
-    """`affine.fake_quantize` in operations that a compiler can fuse; equal to it up to float rounding."""
-    low_share, high_share = torch.sigmoid(logits).unsqueeze(-1)
+def _quantize(weight: Tensor, low: Tensor, high: Tensor, offset: Tensor, logits: Tensor, maximum: int) -> Tensor:
+    """`affine.fake_quantize` in operations that a compiler can fuse; equal to it up to float rounding.
+
+    Of a weight `(scales, inputs)`, with ranges `(scales, 1)` and clipping logits `(2, scales, 1)`.
+    """
+    low_share, high_share = torch.sigmoid(logits)
     low, high = low * low_share, high * high_share
     scale = (high - low) / maximum
     scale = torch.where(scale > 0, scale, 1.0)
     zero_point = affine.round_straight_through(-low / scale)
-    code = (affine.round_straight_through(grouped / scale + offset) + zero_point).clamp(0, maximum)
+    code = (affine.round_straight_through(weight / scale + offset) + zero_point).clamp(0, maximum)
     return (code - zero_point) * scale

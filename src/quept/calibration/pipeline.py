@@ -154,6 +154,7 @@ class _Run:
                         self.recipe.merging,
                         job.generator(index, "merging"),
                         self.chunk,
+                        self.training.bfloat16_bits,
                     )
         return errors
 

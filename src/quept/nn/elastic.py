@@ -95,6 +95,7 @@ class ElasticLinear(nn.Module):
         )
         self.planes = nn.ParameterDict({str(bits): self._plane() for bits in spec.learned_rounding})
         self.offsets: dict[int, nn.Parameter] = {}
+        self._extremes: dict[int, tuple[Tensor, Tensor]] = {}  # while training, in which the master stays as it is
         self.register_buffer("input_scale", torch.ones(in_features, device=weight.device))
 
     @classmethod
@@ -190,7 +191,9 @@ class ElasticLinear(nn.Module):
     def learn_rounding(self) -> dict[int, nn.Parameter]:
         """Put trainable offsets, zero steps each and shaped like the grouped weight, in place of the planes."""
         for bits in self.spec.learned_rounding:
-            self.offsets[bits] = nn.Parameter(torch.zeros_like(self._split(self._master(), bits)))
+            grouped = self._split(self._master(), bits)
+            self.offsets[bits] = nn.Parameter(torch.zeros_like(grouped))
+            self._extremes[bits] = affine.extremes(grouped)
         return self.offsets
 
     @torch.no_grad()
@@ -200,7 +203,7 @@ class ElasticLinear(nn.Module):
             grouped, to, offset = self._plan(bits)
             assert offset is not None
             turned = affine.join_groups(planes.turned(grouped, to, offset), self.in_features)
-            del self.offsets[bits]
+            del self.offsets[bits], self._extremes[bits]
             self.planes[str(bits)].copy_(planes.pack(turned))
 
     def has_adapter(self, bits: int) -> bool:
@@ -208,9 +211,8 @@ class ElasticLinear(nn.Module):
         return bool(self.spec.adapter.columns(bits, self.spec.groups).stop > 0)
 
     def frozen_range(self, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Without an adapter: the grouped master `(out, groups, inputs)`, and each group's unclipped range."""
-        grouped = self._split(self._master(), bits)
-        return grouped, *affine.extremes(grouped)
+        """While rounding is learned, without an adapter: the grouped master, and each group's unclipped range."""
+        return self._split(self._master(), bits), *self._extremes[bits]
 
     def joined(self, grouped: Tensor) -> Tensor:
         """A grouped weight as `(out, in)`, in the master's dtype."""
