@@ -336,6 +336,12 @@ def test_a_cadence_has_one_number_per_group_and_trains_something(cadence, given)
     refused(lambda: recipe(reconstruction={"cadence": cadence}), "cadence", given)
 
 
+def test_a_share_of_the_text_needs_predictions_to_share():
+    refused(lambda: recipe(reconstruction={"text_share": 0.1}), "text_share", "last_block_loss = 'kl'")
+    refused(lambda: recipe(reconstruction={"text_share": 1, "last_block_loss": "kl"}), "text_share", "given: 1")
+    assert recipe(reconstruction={"text_share": 0.1, "last_block_loss": "kl"}).reconstruction.text_share == 0.1
+
+
 @pytest.mark.parametrize("entry", ["scale", "rounding"])
 def test_learned_rounding_and_an_adapter_that_rounds_exclude_each_other(entry):
     refused(lambda: recipe(learned_rounding=[2], adapter={"entry": entry}), "learned_rounding", entry)

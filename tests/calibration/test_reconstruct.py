@@ -12,6 +12,7 @@ from quept.calibration import passes
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance, Exit
 from quept.calibration.clock import Clock
+from quept.calibration.merge import advance
 from quept.calibration.objective import output_error, prediction_error
 from quept.calibration.passes import CompiledPass, PlainPass
 from quept.calibration.reconstruct import expected_draws, reconstruct
@@ -179,6 +180,28 @@ def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits
     half.square().mean().backward()
     assert all(linear.clipping[str(bits)].grad.dtype == torch.float32 for linear in block.linears.values())
     assert torch.equal(block.run(hidden, bits), exact)
+
+
+@pytest.mark.parametrize("strategy", ["per-group", "selective", "single-width"])
+def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows):
+    block, hidden = first_block(tiny_model("llama"), windows)
+    settings = recipe(merging={"strategy": strategy, "single_width": 8})
+    block.make_elastic(settings.weight_spec, {})
+
+    def moved_on(*bfloat16_bits: int) -> list[torch.Tensor]:
+        one = Stream(hidden.clone(), CPU)
+        separate = strategy == "per-group"
+        streams = [Stream(hidden.clone(), CPU) if separate else one for _ in settings.groups.groups]
+        generator = torch.Generator().manual_seed(0)
+        advance(block, streams, settings.groups, settings.merging, generator, 4, bfloat16_bits)
+        return [stream.read(slice(None)) for stream in streams]
+
+    exact, half = moved_on(), moved_on(2, 8)
+    for group, one, other in zip(settings.groups.groups, exact, half, strict=True):
+        if strategy == "per-group" and not set(group) & {2, 8}:
+            assert torch.equal(one, other)
+        else:
+            assert 0 < float((one - other).norm() / one.norm()) < 0.02
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3_text", "phi3", "opt", "gpt2", "gpt_neox"])

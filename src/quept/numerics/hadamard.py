@@ -94,6 +94,8 @@ def factors(order: int) -> tuple[int, ...] | None:
 
 def _parts(size: int) -> tuple[int, ...]:
     """Orders that sum to `size`, larger ones first."""
+    if size == 0:
+        return ()
     if factors(size) is not None:
         return (size,)
     if size % 4:
