@@ -201,7 +201,7 @@ def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model,
         if strategy == "per-group" and not set(group) & {2, 8}:
             assert torch.equal(one, other)
         else:
-            assert 0 < float((one - other).norm() / one.norm()) < 0.02
+            assert 0 < float((one - other).norm() / one.norm()) < 0.1  # a token or two may merge otherwise
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3_text", "phi3", "opt", "gpt2", "gpt_neox"])

@@ -11,7 +11,7 @@ from quept.nn import ElasticLinear
 from quept.spec import Reconstruction
 
 REACH = 0.5  # quantization steps: an offset goes to the neighbouring code at most, which is what a plane can keep
-TRAVEL = 1.5  # quantization steps: what a rate of one step over the number of draws is multiplied by
+TRAVEL = 1.5  # quantization steps, if every draw were as long as the first; they shrink, so half of it at most
 FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would flip weights at random
 TINY = 1e-18  # keeps a weight without a gradient where it is, and one whose square is no float32 near it
 
