@@ -1,7 +1,7 @@
 """The paper's ablations: one setting of the recipe `paper` changed at a time, at every width; or of `best`.
 
     python benchmarks/ablations.py --model DIR --data TEXT --test TEXT --output FOLDER
-    python benchmarks/ablations.py ... --other-data TEXT --only merging,rank
+    python benchmarks/ablations.py ... --other-data TEXT --only merging "rank per group"
     python benchmarks/ablations.py ... --study best
 
 Writes `ablations.json` after every variant, and goes on from it when started again; at the end `ablations.md`, a table
@@ -143,7 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="default: 4 for `paper`, what the recipe says for `best`")
     parser.add_argument("--test-tokens", type=int, default=16384)
     parser.add_argument("--study", choices=("paper", "best"), default="paper")
-    parser.add_argument("--only", help="ablations to run, comma separated")
+    parser.add_argument("--only", nargs="+", help="ablations to run, by name (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
@@ -185,8 +185,11 @@ def main() -> None:
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "results": {}}
     if found["settings"] != settings:
         raise SystemExit(f"{path} is of other settings, {found['settings']}; choose another --output.")
-    wanted = options.only.split(",") if options.only else None
-    chosen = [v for v in of_study(base, options.other_data) if wanted is None or v.ablation in wanted]
+    offered = list(of_study(base, options.other_data))
+    if unknown := set(options.only or ()) - {variant.ablation for variant in offered}:
+        names = ", ".join(dict.fromkeys(repr(variant.ablation) for variant in offered))
+        raise SystemExit(f"There is no ablation {', '.join(map(repr, sorted(unknown)))}; choose of {names}.")
+    chosen = [variant for variant in offered if not options.only or variant.ablation in options.only]
     for number, variant in enumerate(chosen, 1):
         results = found["results"].setdefault(variant.ablation, {})
         if variant.label in results:
