@@ -31,6 +31,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, required=True, help="inputs per scale; 0 means one scale a row")
     parser.add_argument("--iterations", type=int, default=200, help="for peers that iterate")
     parser.add_argument("--batch-size", type=int, default=8, help="windows per iteration, for peers that iterate")
+    parser.add_argument("--leave", nargs="*", default=[], help="linears to leave alone, for quept")
     parser.add_argument("--threads", type=int, default=0, help="threads (default: all)")
     parser.add_argument("--output", type=Path, required=True)
     chosen = parser.parse_args()

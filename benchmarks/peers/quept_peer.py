@@ -1,11 +1,24 @@
-"""quept: one calibration for every width; the artifact is the output."""
+"""quept: one calibration for every width; the artifact is the output.
+
+With `--leave`, the linears at these paths are not quantized, in any block: quept beside a peer that refuses them.
+"""
 
 import json
+from dataclasses import replace
+from unittest.mock import patch
 
 from exchange import arguments, measured, read_windows
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 import quept
+from quept.architectures import ARCHITECTURES, Architecture, architecture_of
+
+
+def without(model: str, leave: list[str]) -> Architecture:
+    """The model's architecture, with the linears in `leave`, paths in the model, out of every block."""
+    architecture = architecture_of(AutoConfig.from_pretrained(model, local_files_only=True).model_type)
+    left = {path.removeprefix(f"{architecture.blocks}.").partition(".")[2] for path in leave}
+    return replace(architecture, linears=tuple(name for name in architecture.linears if name not in left))
 
 
 def main() -> None:
@@ -13,8 +26,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(chosen.model, local_files_only=True)
     windows = read_windows(chosen.windows)
     artifact = chosen.output / "artifact"
-    work = lambda: quept.calibrate(chosen.model, artifact, data=windows, tokenizer=tokenizer)  # noqa: E731
-    result, report = measured(work)
+    architecture = without(chosen.model, chosen.leave)
+    with patch.dict(ARCHITECTURES, {architecture.model_type: architecture}):
+        work = lambda: quept.calibrate(chosen.model, artifact, data=windows, tokenizer=tokenizer)  # noqa: E731
+        result, report = measured(work)
     settings = result.manifest.recipe.reconstruction
     steps = settings.epochs * (windows.shape[0] // settings.batch_size)
     report |= {"recipe": result.manifest.recipe.name, "steps": steps, "phases": result.seconds}

@@ -6,7 +6,7 @@ Each peer runs in an environment of its own, made on first use below `--environm
 this file. quept runs once for all widths, with its default recipe; every other method once for each width. All of them
 hand back dequantized weights, which are put into the float32 model and measured by quept's evaluation: perplexity, KL
 divergence to full precision, top-1 agreement. Linears that a method left unquantized are counted and, in bytes, charged
-at full precision; `quept, the same linears` gives quept with these at full precision too.
+at full precision; `quept, the linears of ...` is a calibration of quept that leaves these alone too.
 
 Results are kept after every run in `peers.json`, and a second start goes on from there; `peers.md` and `peers.png` are
 made from it.
@@ -18,17 +18,20 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from quept_peer import without
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quept
+from quept.architectures import ARCHITECTURES
 from quept.architectures.checkpoint import open_tokenizer
 from quept.data import token_stream, token_windows
 from quept.evaluation import divergence, perplexity
@@ -70,15 +73,18 @@ def interpreter(peer: str, environments: Path) -> Path:
     return python
 
 
-def run_peer(method: str, bits: int, group_size: int, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+def run_peer(
+    method: str, bits: int, group_size: int, options: argparse.Namespace, name: str, leave: Sequence[str] = ()
+) -> tuple[Path, dict[str, Any]]:
     """Run a method in its environment; its output and report. What it compiles, it compiles anew for each method."""
     python = Path(sys.executable) if method == "quept" else interpreter(method, options.environments)
-    output = options.output.resolve() / "runs" / (method if method == "quept" else f"{method}-{bits}")
+    output = options.output.resolve() / "runs" / name
     if (output / "report.json").is_file():
         return output, json.loads((output / "report.json").read_text())
     command = [str(python), str(HERE / f"{method}_peer.py"), "--model", options.model, "--output", str(output)]
     command += ["--windows", str(options.output.resolve() / "windows.safetensors"), "--bits", str(bits)]
     command += ["--group-size", str(group_size), "--iterations", str(options.iterations)]
+    command += ["--leave", *leave] if leave else []
     output.mkdir(parents=True, exist_ok=True)
     cache = options.output.resolve() / "compiled" / method
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
@@ -151,7 +157,7 @@ class Bench:
                 with rounded_to_nearest(self.plain, width):
                     yield self.row("rounding", width, self.measure(self.plain), {"seconds": 0.0, "peak_memory": 0}, [])
         elif method == "quept":
-            output, report = run_peer("quept", 0, 0, self.options)
+            output, report = run_peer("quept", 0, 0, self.options, "quept")
             model = quept.load(output / "artifact", dtype=torch.float32)
             for width in self.recipe.bits:
                 set_precision(model, width)
@@ -159,7 +165,7 @@ class Bench:
         else:
             for width in bits:
                 try:
-                    output, report = run_peer(method, width, self.group_size(width), self.options)
+                    output, report = run_peer(method, width, self.group_size(width), self.options, f"{method}-{width}")
                 except RuntimeError as error:
                     yield {"method": PEERS[method], "bits": width, "failed": str(error)}
                     continue
@@ -167,15 +173,21 @@ class Bench:
                 yield self.row(PEERS[method], width, self.measure(self.plain), report, left)
                 self.put({})
 
-    def same_linears(self, method: str, bits: int, unquantized: list[str]) -> dict[str, Any] | None:
-        """quept's artifact with the linears that a peer left out at full precision as well."""
-        artifact = self.options.output.resolve() / "runs" / "quept" / "artifact"
-        if not unquantized or not artifact.is_dir():
-            return None
-        model = quept.load(artifact, dtype=torch.float32)
-        set_precision(model, {path: None if path in unquantized else bits for path in elastic_linears(model)})
-        report = json.loads((artifact.parent / "report.json").read_text())
-        return self.row(beside(method), bits, self.measure(model), report, unquantized)
+    def same_linears(self, found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """quept calibrated on the linears that a peer quantizes, where these are not all, at the peer's widths."""
+        left: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in found:
+            if row.get("unquantized"):
+                left.setdefault(tuple(row["unquantized"]), []).append(row)
+        for number, (leave, rows) in enumerate(left.items(), 1):
+            methods = " and ".join(dict.fromkeys(row["method"] for row in rows))
+            output, report = run_peer("quept", 0, 0, self.options, f"quept-without-{number}", leave)
+            architecture = without(self.options.model, list(leave))
+            with patch.dict(ARCHITECTURES, {architecture.model_type: architecture}):
+                model = quept.load(output / "artifact", dtype=torch.float32)
+            for bits in dict.fromkeys(row["bits"] for row in rows):
+                set_precision(model, bits)
+                yield self.row(f"quept, the linears of {methods}", bits, self.measure(model), report, list(leave))
 
     def row(
         self, method: str, bits: int, measured: dict[str, float], report: dict[str, Any], left: list[str]
@@ -216,19 +228,13 @@ def main() -> None:
         found["rows"] += bench.rows(method, bits)
         found["done"].append(method)
         write_json(path, found)
-    made = {(row["method"], row["bits"]) for row in found["rows"]}
-    for row in [row for row in found["rows"] if row.get("unquantized") and not row["method"].startswith("quept")]:
-        if (beside(row["method"]), row["bits"]) not in made:
-            found["rows"] += filter(None, [bench.same_linears(row["method"], row["bits"], row["unquantized"])])
+    if "quept" in found["done"]:
+        found["rows"] = [row for row in found["rows"] if not row["method"].startswith("quept, ")]
+        found["rows"] += bench.same_linears(found["rows"])
     write_json(path, found)
     (options.output / "peers.md").write_text(markdown(found), encoding="utf-8")
     plot(found, options.output / "peers.png")
     console.print(markdown(found))
-
-
-def beside(method: str) -> str:
-    """The name of quept's rows that quantize only what a peer does."""
-    return f"quept, the linears of {method}"
 
 
 def write_json(path: Path, found: dict[str, Any]) -> None:
