@@ -43,6 +43,11 @@ class Variant:
     data: str | None = None
     samples: int | None = None
     idea: str | None = None
+    seed: int | None = None
+
+    def seed_or(self, usual: int) -> int:
+        """Its own seed, if it has one."""
+        return usual if self.seed is None else self.seed
 
     def recipe(self, base: Recipe) -> Recipe:
         """The base recipe with these changes."""
@@ -126,6 +131,8 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     for idea in IDEAS:
         yield Variant("ideas", idea, idea=idea)
     yield Variant("ideas", "free weights, three times the rate", {"reconstruction": thrice}, idea="free weights")
+    for seed in range(3):
+        yield Variant("seed", str(seed), seed=seed)
     for text in other_data:
         for share in (0.0, base.reconstruction.text_share, 0.05):
             label = f"{Path(text).stem}, {share:.1%} of it in the predictions"
@@ -155,7 +162,9 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
         output = Path(folder) / "artifact"
         recipe, data = variant.recipe(base), variant.data or options.data
         with IDEAS[variant.idea]() if variant.idea else nullcontext():
-            report = quept.calibrate(options.model, output, data=data, recipe=recipe, seed=options.seed)
+            report = quept.calibrate(
+                options.model, output, data=data, recipe=recipe, seed=variant.seed_or(options.seed)
+            )
             model = quept.load(output, dtype=torch.float32)
             evaluation = evaluate_widths(model, tokens, recipe.bits, sequence_length=options.sequence_length)
     return {
@@ -206,7 +215,8 @@ def main() -> None:
 
 def key(variant: Variant, base: Recipe, options: argparse.Namespace) -> str:
     """What decides the result, so that no calibration is made twice."""
-    settings = [variant.recipe(base).model_dump(mode="json"), variant.data or options.data, variant.idea]
+    recipe = variant.recipe(base).model_dump(mode="json")
+    settings = [recipe, variant.data or options.data, variant.idea, variant.seed_or(options.seed)]
     return json.dumps(settings, sort_keys=True)
 
 
