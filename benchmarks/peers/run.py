@@ -37,7 +37,8 @@ from quept.data import token_stream, token_windows
 from quept.evaluation import divergence, perplexity
 from quept.files import replacing
 from quept.nn.size import full_precision_bytes, packed_bytes
-from quept.precision import elastic_linears, make_elastic, rounded_to_nearest, set_precision
+from quept.assembly import make_elastic
+from quept.precision import elastic_linears, rounded_to_nearest, set_precision
 
 HERE = Path(__file__).parent
 PEERS = {"autoround": "AutoRound", "gptq": "GPTQ (llm-compressor)", "hqq": "HQQ"}
@@ -104,7 +105,7 @@ class Bench:
         self.reference = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
         self.stored = AutoModelForCausalLM.from_pretrained(options.model).dtype
         self.plain = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-        make_elastic(self.plain, self.recipe.weight_spec)
+        make_elastic(self.plain, self.recipe)
         tokenizer = open_tokenizer(options.model)
         self.tokens = token_stream(options.test, tokenizer, max_tokens=options.test_tokens)
         windows = token_windows(

@@ -1,20 +1,109 @@
-"""Which width each linear layer runs at."""
+"""Which widths each part of a model runs at."""
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Self
+
+from quept.errors import InvalidInput
+
+FULL = 16  # how full precision is written where a width is: w4a16
+NARROWEST, WIDEST = 2, 8
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Widths in bits of weights, activations, and keys and values: 2 to 8, `FULL`, or None where nothing is said.
+
+    Where only the weights' width is given, activations take the one that they were calibrated with beside it.
+    """
+
+    weights: int | None = None
+    activations: int | None = None
+    keys_values: int | None = None
+
+    @classmethod
+    def parse(cls, given: "int | str | Widths | None") -> Self:
+        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"kv4"` or None (all at full precision); 16 is full precision, too.
+
+        Where weights or activations are named, the other is at full precision unless it is named as well. Raises
+        `InvalidInput` for anything else.
+        """
+        if isinstance(given, Widths):
+            return cls(given.weights, given.activations, given.keys_values)
+        if given is None:
+            return cls(FULL, FULL, FULL)
+        if isinstance(given, bool) or not isinstance(given, int | str):
+            raise InvalidInput(f"precision {given!r} is neither a width, a plan nor None (full precision).")
+        if isinstance(given, int):
+            return cls(weights=_allowed(given, given))
+        if re.fullmatch(r"\d{1,3}", given, re.ASCII):
+            return cls(weights=_allowed(int(given), given))
+        written = re.fullmatch(r"(?:w(\d{1,3}))?(?:a(\d{1,3}))?(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
+        if written is None or not given:
+            raise InvalidInput(
+                f"precision {given!r} cannot be read; write a width (4), or widths of weights, activations, and keys and "
+                "values (w4a8, w4a4kv4, kv4; 16 is full precision)."
+            )
+        weights, activations, keys_values = (None if part is None else _allowed(int(part), given) for part in written.groups())
+        if weights is not None or activations is not None:
+            weights, activations = weights or FULL, activations or FULL
+        return cls(weights, activations, keys_values)
+
+    def with_keys_values(self, bits: int | None) -> Self:
+        """The same with another width for keys and values, unless it is None."""
+        return self if bits is None else replace(self, keys_values=_allowed(bits, bits))
+
+    def __str__(self) -> str:
+        if self.activations is None and self.keys_values is None:
+            return str(self.weights)
+        parts = (("w", self.weights), ("a", self.activations), ("kv", self.keys_values))
+        return "".join(f"{name}{bits}" for name, bits in parts if bits is not None)
+
+
+PlannedWidth = int | str | Widths | None  # of a layer: 4, "w4a8", or full precision
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """A width for every linear layer, by module path; `None` is full precision. A uniform width is a constant plan."""
+    """Widths for the parts of a model, by module path. A uniform width is a constant plan.
 
-    bits: Mapping[str, int | None]
+    A linear layer's is a width (4: activations as they were calibrated beside it), `"w4a8"`, or None, full precision;
+    an attention module's is the width of its keys and values, or None. Parts that are not named stay as they are.
+    """
+
+    bits: Mapping[str, PlannedWidth]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", MappingProxyType(dict(self.bits)))
 
     @classmethod
-    def uniform(cls, paths: Iterable[str], bits: int | None) -> "PrecisionPlan":
+    def uniform(cls, paths: Iterable[str], bits: PlannedWidth) -> "PrecisionPlan":
         """The constant plan: every path at `bits`."""
         return cls(dict.fromkeys(paths, bits))
+
+
+def parse_precisions(text: str) -> tuple[Widths, ...]:
+    """A list of precisions: widths (4), ranges (2-8), and widths of several kinds (w4a8), separated by commas."""
+    found: list[Widths] = []
+    for part in text.split(","):
+        part = part.strip()
+        if written := re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII):
+            low, high = int(written[1]), int(written[2])
+            if not NARROWEST <= low <= high <= WIDEST:
+                raise InvalidInput(
+                    f"bits {text!r} are not possible: widths go from {NARROWEST} to {WIDEST}, ranges from low to high."
+                )
+            found += [Widths(weights=bits) for bits in range(low, high + 1)]
+        else:
+            found.append(Widths.parse(part))
+    return tuple(dict.fromkeys(found))
+
+
+def _allowed(bits: int, given: object) -> int:
+    if bits != FULL and not NARROWEST <= bits <= WIDEST:
+        raise InvalidInput(
+            f"precision {given!r} is not possible: widths go from {NARROWEST} to {WIDEST}; {FULL} is full precision."
+        )
+    return bits

@@ -1,18 +1,16 @@
-"""Choosing the width a model runs at, while it runs."""
+"""Choosing the widths a model runs at, while it runs."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from quept.architectures import architecture_of
 from quept.errors import InvalidInput
-from quept.nn import DerivedWeights, ElasticLinear, replace_linears
-from quept.plan import PrecisionPlan
-from quept.spec import WeightSpec
+from quept.nn import DerivedWeights, ElasticLinear, nearest
+from quept.plan import FULL, PlannedWidth, PrecisionPlan, Widths
+from quept.spec import Activations
 
-Precision = int | PrecisionPlan | Mapping[str, int | None] | None
+Precision = int | str | Widths | PrecisionPlan | Mapping[str, PlannedWidth] | None
 
 
 def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
@@ -29,8 +27,9 @@ def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
 def set_precision(model: nn.Module, precision: Precision) -> None:
     """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
 
-    Nothing else changes: the key-value cache of a generation in progress stays valid. Raises `InvalidInput`, with
-    the model untouched, for a width that was not calibrated and for a plan that names unknown layers.
+    A width is a number, for weights and for the activations that were calibrated with them, or names what it is of:
+    `"w4a8"`, `"w4a16"`. Nothing else changes. Raises `InvalidInput`, with the model untouched, for a width that was not
+    calibrated and for a plan that names unknown layers.
     """
     layers = elastic_linears(model)
     plan = _as_plan(precision, layers)
@@ -39,16 +38,14 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
             f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
             f"{sorted(layers)[:3]}."
         )
-    for path, bits in plan.bits.items():
-        if bits is not None:
-            layers[path].spec.groups.index(_width(bits))
-    for path, bits in plan.bits.items():
-        layers[path].bits = bits
+    chosen = {path: _widths_of(layers[path], planned) for path, planned in plan.bits.items()}
+    for path, (bits, activation_bits) in chosen.items():
+        layers[path].bits, layers[path].activation_bits = bits, activation_bits
 
 
 def precision_of(model: nn.Module) -> PrecisionPlan:
     """The plan in force."""
-    return PrecisionPlan({path: layer.bits for path, layer in elastic_linears(model).items()})
+    return PrecisionPlan({path: _planned(layer) for path, layer in elastic_linears(model).items()})
 
 
 @contextmanager
@@ -63,25 +60,14 @@ def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
 
 
 @contextmanager
-def rounded_to_nearest(model: nn.Module, bits: int) -> Iterator[None]:
-    """Run the enclosed code with plain rounding to nearest at `bits`: the baseline, at the same granularity."""
-    layers = elastic_linears(model).values()
-    for layer in layers:
-        layer.spec.groups.index(bits)
-    try:
-        for layer in layers:
-            layer.override = layer.nearest(bits)
+def rounded_to_nearest(model: nn.Module, precision: int | str | Widths) -> Iterator[None]:
+    """Run the enclosed code with plain rounding to nearest: the baseline, at the same granularity."""
+    layers = list(elastic_linears(model).values())
+    widths = [_widths_of(layer, precision) for layer in layers]
+    with ExitStack() as stack:
+        for layer, (bits, activation_bits) in zip(layers, widths, strict=True):
+            stack.enter_context(nearest([layer], bits, activation_bits))
         yield
-    finally:
-        for layer in layers:
-            layer.override = None
-
-
-def make_elastic(model: Any, spec: WeightSpec) -> None:
-    """Replace the linears of a model's blocks by elastic ones, uncalibrated, in place."""
-    architecture = architecture_of(model.config.model_type)
-    for index, block in enumerate(architecture.block_list(model)):
-        replace_linears(block, architecture.block_path(index), architecture.linears, spec)
 
 
 def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights:
@@ -97,11 +83,33 @@ def _as_plan(precision: Precision, layers: Mapping[str, ElasticLinear]) -> Preci
         return precision
     if isinstance(precision, Mapping):
         return PrecisionPlan(precision)
-    return PrecisionPlan.uniform(layers, None if precision is None else _width(precision))
+    return PrecisionPlan(dict.fromkeys(layers, precision))
 
 
-def _width(precision: int) -> int:
-    """Refuse what only looks like a width: True, 4.0 and "4" would fail much later, in the forward pass."""
-    if isinstance(precision, bool) or not isinstance(precision, int):
-        raise InvalidInput(f"precision {precision!r} is neither a width, a plan nor None (full precision).")
-    return precision
+def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tuple[int | None, int | None]:
+    """The widths of a layer's weights and inputs that a plan's entry means; None is full precision."""
+    widths = Widths.parse(planned)
+    bits = None if widths.weights in (None, FULL) else widths.weights
+    if bits is not None:
+        layer.spec.groups.index(bits)
+    calibrated = Activations() if layer.input is None else layer.input.spec
+    if widths.activations is None:
+        return bits, calibrated.beside(bits)
+    if widths.activations == FULL:
+        return bits, None
+    if widths.activations not in calibrated.bits:
+        raise InvalidInput(
+            f"Activations of {widths.activations} bits are not in the calibrated set {list(calibrated.bits)}"
+            + ("; choose one of these." if calibrated.bits else ": calibrate with the recipe weight-activation.")
+        )
+    return bits, widths.activations
+
+
+def _planned(layer: ElasticLinear) -> PlannedWidth:
+    """The plan's entry that means the widths a layer runs at."""
+    bits, activation_bits = layer.bits, layer.activation_bits
+    if bits is None and activation_bits is None:
+        return None
+    if bits is not None and _widths_of(layer, bits) == (bits, activation_bits):
+        return bits
+    return str(Widths(bits or FULL, activation_bits or FULL))

@@ -209,6 +209,37 @@ class Smoothing(Value):
     tokens: Annotated[int, Field(ge=1)] = 512
 
 
+class Rotation(Value):
+    """QuaRot: Hadamard rotations that spread outliers over all channels, folded into weights where that is possible."""
+
+    enabled: bool = False
+
+
+class Activations(Value):
+    """Which widths the linears' inputs can be rounded to; none means weight-only.
+
+    Inputs are rounded per token, symmetrically, on a range that is measured anew for every token and clipped to a share
+    that is learned per width; `group_size` inputs of a token share a range, or all of them where it is None.
+    """
+
+    bits: tuple[Width, ...] = ()
+    group_size: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _written(cls, bits: Any) -> Any:
+        return parse_bits(bits) if isinstance(bits, str) else bits
+
+    def beside(self, weight_bits: int | None) -> int | None:
+        """The width that activations have where only the weights' width is named.
+
+        The same, or the highest where that is none of theirs: weights of so few bits are not for faster products.
+        """
+        if weight_bits is None or not self.bits:
+            return None
+        return weight_bits if weight_bits in self.bits else max(self.bits)
+
+
 class Reconstruction(Value):
     """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details).
 
@@ -221,7 +252,8 @@ class Reconstruction(Value):
     first step's length, in quantization steps; "auto" is 1.5 over the number of steps that a width takes part in, but
     at most 1/50.
     `clipping_start` is the logit of the share of the range that is kept at the start, or `"search"`: the share that
-    rounds with the least output error, found per group of inputs.
+    rounds with the least output error, found per group of inputs. `activation_learning_rate` is that of the shares
+    which activations' ranges are clipped to; they start in the same way.
 
     `last_block_loss = "kl"` trains the last block on the model's predictions instead of its hidden states; of the
     probability that it is to predict, `text_share` goes to the token that follows in the calibration text.
@@ -238,6 +270,7 @@ class Reconstruction(Value):
     adapter_learning_rate: LearningRate = 7e-4
     clipping_start: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
     clipping_learning_rate: LearningRate = 2e-2
+    activation_learning_rate: LearningRate = 1e-2
     rounding_learning_rate: LearningRate | Literal["auto"] = "auto"
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
 
@@ -283,6 +316,8 @@ class Recipe(Value):
     reconstruction: Reconstruction = Reconstruction()
     merging: Merging = Merging()
     smoothing: Smoothing = Smoothing()
+    rotation: Rotation = Rotation()
+    activations: Activations = Activations()
     data: Data = Data()
 
     @model_validator(mode="before")
@@ -319,6 +354,8 @@ class Recipe(Value):
                 f"learned_rounding and adapter.entry {self.adapter.entry!r} would both decide the rounding; use the "
                 "entry 'weight' with it, or leave learned_rounding empty"
             )
+        if self.smoothing.enabled and self.rotation.enabled:
+            raise ValueError("smoothing and rotation are both enabled, but a rotation mixes the channels; choose one")
         cadence = self.reconstruction.cadence
         if cadence and (len(cadence) != count or not any(cadence)):
             raise ValueError(
@@ -347,7 +384,7 @@ class Recipe(Value):
 
         Widths that go leave their group; a width that comes forms a group of its own. What is set per group keeps
         to the groups that stay: cadences do, unless nothing would train; merging weights must sum to one and are
-        dropped.
+        dropped. Where activations have widths, they get the same ones.
         """
         wanted = tuple(sorted(set(bits)))
         if wanted == self.bits:
@@ -365,6 +402,7 @@ class Recipe(Value):
             groups={"groups": [group for group, _ in chosen]},
             reconstruction=self.reconstruction.updated(cadence=rescaled),
             merging=self.merging.updated(weights=()),
+            activations=self.activations.updated(bits=wanted if self.activations.bits else ()),
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import quept
-from quept.architectures import ARCHITECTURES, architecture_of
+from quept.architectures import ARCHITECTURES, Place, architecture_of
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance
 from quept.errors import InvalidInput
@@ -80,8 +80,8 @@ def entered(model, windows, dtype):
     architecture = architecture_of(model.config.model_type)
     entrance = Entrance(model, architecture, dtype)
     call = entrance.calls(windows)[0]
-    block = architecture.block_list(model)[0]
-    wrapped = CalibrationBlock(block, architecture.block_path(0), architecture, call, CPU, dtype)
+    blocks = architecture.block_list(model)
+    wrapped = CalibrationBlock(blocks[0], Place(architecture, model.config, 0, len(blocks)), QUICK, call, CPU, dtype)
     return wrapped, entrance.hidden_states(windows)
 
 

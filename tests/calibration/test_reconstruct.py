@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import quept
-from quept.architectures import architecture_of
+from quept.architectures import Place, architecture_of
 from quept.calibration import passes
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance, Exit
@@ -39,22 +39,21 @@ def recipe(**changes) -> Recipe:
     )
 
 
-def first_block(model, windows):
+def first_block(model, windows, settings: Recipe | None = None):
     """The first block, elastic, and the stream that enters it."""
     architecture = architecture_of(model.config.model_type)
     entrance = Entrance(model, architecture, torch.float32)
     call = entrance.calls(windows)[0]
-    block = CalibrationBlock(
-        architecture.block_list(model)[0], architecture.block_path(0), architecture, call, CPU, torch.float32
-    )
+    blocks = architecture.block_list(model)
+    place = Place(architecture, model.config, 0, len(blocks))
+    block = CalibrationBlock(blocks[0], place, settings or recipe(), call, CPU, torch.float32)
     return block, entrance.hidden_states(windows)
 
 
 def trained(model, windows, settings: Recipe, noise: float):
     """The first block's weights at every width after training, with noise in the lowest group's input alone."""
-    block, hidden = first_block(model, windows)
+    block, hidden = first_block(model, windows, settings)
     targets = Stream(block.run(hidden).detach(), CPU)
-    block.make_elastic(settings.weight_spec, {})
     generator = torch.Generator().manual_seed(0)
     for linear in block.linears.values():
         linear.reset_adapter(generator)
@@ -136,8 +135,7 @@ def test_planes_are_stored_once_per_chosen_width_and_rebuild_the_calibrated_code
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_settling_keeps_every_code_that_training_ended_with(family, tiny_model, windows):
     settings = recipe()
-    block, _ = first_block(tiny_model(family), windows)
-    block.make_elastic(settings.weight_spec, {})
+    block, _ = first_block(tiny_model(family), windows, settings)
     generator = torch.Generator().manual_seed(3)
     for linear in block.linears.values():
         offsets = linear.learn_rounding()
@@ -168,8 +166,7 @@ def test_draws_follow_cadence_and_group_size():
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("bits", [2, 8])
 def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits, tiny_model, windows):
-    block, hidden = first_block(tiny_model(family), windows)
-    block.make_elastic(recipe().weight_spec, {})
+    block, hidden = first_block(tiny_model(family), windows, recipe())
     exact = block.run(hidden, bits)
     for linear in block.linears.values():
         linear.clipping[str(bits)].requires_grad_(True)
@@ -184,9 +181,8 @@ def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits
 
 @pytest.mark.parametrize("strategy", ["per-group", "selective", "single-width"])
 def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows):
-    block, hidden = first_block(tiny_model("llama"), windows)
     settings = recipe(merging={"strategy": strategy, "single_width": 8})
-    block.make_elastic(settings.weight_spec, {})
+    block, hidden = first_block(tiny_model("llama"), windows, settings)
 
     def moved_on(*bfloat16_bits: int) -> list[torch.Tensor]:
         one = Stream(hidden.clone(), CPU)
@@ -258,7 +254,7 @@ def test_the_text_has_its_share_of_the_predictions(tiny_model, windows, monkeypa
 
 
 def test_without_a_compiler_the_plain_pass_takes_over_and_says_so_once(tiny_model, windows, monkeypatch):
-    block, hidden = first_block(tiny_model("llama"), windows)
+    block, hidden = first_block(tiny_model("llama"), windows, recipe())
 
     def compile_nothing(*_, **__):
         def fail(*_):
@@ -299,7 +295,6 @@ def test_what_is_compiled_quantizes_as_the_library_does(bits):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_pass_gives_what_the_plain_one_gives(tiny_model, windows):
     block, hidden = first_block(tiny_model("llama"), windows)
-    block.make_elastic(recipe().weight_spec, {})
     notes, found = [], []
     for forward in (PlainPass(), CompiledPass(notes.append)):
         for layer in block.linears.values():

@@ -1,6 +1,6 @@
 """The model families that quept knows, as data. To add one, see docs/adding-an-architecture.md."""
 
-from quept.architectures.base import Architecture, Features, Site, Values
+from quept.architectures.base import Architecture, Features, Place, Residual, Site, Values
 from quept.architectures.language import (
     GEMMA2,
     GEMMA3,
@@ -32,4 +32,4 @@ def architecture_of(model_type: str) -> Architecture:
         ) from None
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "Features", "Site", "Values", "architecture_of"]
+__all__ = ["ARCHITECTURES", "Architecture", "Features", "Place", "Residual", "Site", "Values", "architecture_of"]

@@ -64,16 +64,34 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """A residual stream that can be rotated within the weights of the blocks around it.
+
+    Nothing but the norms that are producers of sites reads it, nothing but the linears in `writers` adds to it, and a
+    norm's weight and bias can move into its consumers. `centered` says that the norms subtract the mean, so that a
+    rotation must leave it where it is. `when` says for which configurations all this is so.
+    """
+
+    writers: tuple[str, ...]
+    centered: bool = False
+    when: Callable[[Any], bool] = lambda config: True
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One model family: transformers' `model_type`, where its blocks are, their linears and smoothing sites.
 
-    `norm_offset` is what the family's norms add to their weight before they multiply by it (Gemma: 1).
+    `attention` is the module in a block whose keys and values a cache keeps. `residual` is None where norms stand
+    between the linears and the residual stream. `norm_offset` is what the family's norms add to their weight before
+    they multiply by it (Gemma: 1).
     """
 
     model_type: str
     blocks: str
     linears: tuple[str, ...]
     sites: tuple[Site, ...]
+    attention: str = "self_attn"
+    residual: Residual | None = None
     norm_offset: float = 0.0
 
     def block_list(self, model: nn.Module) -> nn.ModuleList:
@@ -91,6 +109,12 @@ class Architecture:
         return path in self.linears
 
     @property
+    def inputs(self) -> tuple[tuple[str, ...], ...]:
+        """The tensors that linears multiply, each as the linears that read it, in order: what is quantized with them."""
+        together = {path: site.consumers for site in self.sites for path in site.consumers}
+        return tuple(dict.fromkeys(together.get(path, (path,)) for path in self.linears))
+
+    @property
     def widened(self) -> tuple[str, ...]:
         """Parameters of a block that need float32 to take a scale in: powers of two are not exact beside an offset."""
         if not self.norm_offset:
@@ -100,3 +124,28 @@ class Architecture:
     def sites_for(self, config: Any) -> tuple[Site, ...]:
         """The sites that hold for this configuration."""
         return tuple(site for site in self.sites if site.when(config))
+
+
+@dataclass(frozen=True)
+class Place:
+    """One block of one model: block number `index` of `blocks`, of a family, with its configuration."""
+
+    architecture: Architecture
+    config: Any
+    index: int
+    blocks: int
+
+    @property
+    def path(self) -> str:
+        """The block's module path in the model."""
+        return self.architecture.block_path(self.index)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the model's embeddings flow into this block."""
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the model's final norm and head follow."""
+        return self.index + 1 == self.blocks

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from quept.architectures.base import Architecture, Features, Site, Values
+from quept.architectures.base import Architecture, Features, Residual, Site, Values
 
 
 def _piecewise_linear(config: Any) -> bool:
@@ -14,6 +14,11 @@ def _piecewise_linear(config: Any) -> bool:
 def _norm_first(config: Any) -> bool:
     """Whether norms stand before attention and MLP; a norm on the residual stream has consumers out of reach."""
     return bool(config.do_layer_norm_before)
+
+
+def _opt_rotates(config: Any) -> bool:
+    """Whether norms stand first, and what they add has a bias to move into."""
+    return _norm_first(config) and bool(config.enable_bias or not config.layer_norm_elementwise_affine)
 
 
 LLAMA = Architecture(
@@ -34,6 +39,7 @@ LLAMA = Architecture(
         Site("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
         Site("mlp.up_proj", ("mlp.down_proj",)),
     ),
+    residual=Residual(("self_attn.o_proj", "mlp.down_proj")),
 )
 MISTRAL = replace(LLAMA, model_type="mistral")
 QWEN2 = replace(LLAMA, model_type="qwen2")
@@ -43,6 +49,7 @@ GEMMA2 = replace(
     LLAMA,
     model_type="gemma2",
     norm_offset=1.0,
+    residual=None,
     sites=(
         *(site for site in LLAMA.sites if site.producer != "post_attention_layernorm"),
         Site("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
@@ -60,6 +67,7 @@ PHI3 = Architecture(
         Site("post_attention_layernorm", ("mlp.gate_up_proj",)),
         Site("mlp.gate_up_proj", ("mlp.down_proj",), Features(lambda config: config.intermediate_size)),
     ),
+    residual=Residual(("self_attn.o_proj", "mlp.down_proj")),
 )
 
 OPT = Architecture(
@@ -80,6 +88,7 @@ OPT = Architecture(
         ),
         Site("fc1", ("fc2",), when=_piecewise_linear),
     ),
+    residual=Residual(("self_attn.out_proj", "fc2"), centered=True, when=_opt_rotates),
 )
 
 GPT_NEOX = Architecture(
@@ -90,6 +99,10 @@ GPT_NEOX = Architecture(
         Site("input_layernorm", ("attention.query_key_value",)),
         Site("attention.query_key_value", ("attention.dense",), Values(packed="heads")),
         Site("post_attention_layernorm", ("mlp.dense_h_to_4h",)),
+    ),
+    attention="attention",
+    residual=Residual(
+        ("attention.dense", "mlp.dense_4h_to_h"), centered=True, when=lambda config: bool(config.attention_bias)
     ),
 )
 
@@ -102,4 +115,6 @@ GPT2 = Architecture(
         Site("attn.c_attn", ("attn.c_proj",), Values(packed="blocks")),
         Site("ln_2", ("mlp.c_fc",)),
     ),
+    attention="attn",
+    residual=Residual(("attn.c_proj", "mlp.c_proj"), centered=True),
 )

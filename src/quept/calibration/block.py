@@ -7,66 +7,77 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Architecture
+from quept.architectures import Place
 from quept.architectures.checkpoint import cast_parameters
+from quept.assembly import assemble
 from quept.calibration.capture import BlockCall
-from quept.nn import DerivedWeights, ElasticLinear, replace_linears
-from quept.spec import WeightSpec
+from quept.nn import DerivedWeights, ElasticInput, nearest, stored_tensors
+from quept.spec import Recipe
+from quept.transforms import Transform, transforms_of
 
 
 class CalibrationBlock:
-    """A working copy of a block, with the call the model makes to it; the model itself is never touched.
-
-    It starts at full precision; `make_elastic` replaces the linears, after which `run` takes a width.
-    """
+    """A working copy of a block, elastic, with the call the model makes to it; the model itself is never touched."""
 
     def __init__(
         self,
         block: nn.Module,
-        path: str,
-        architecture: Architecture,
+        place: Place,
+        recipe: Recipe,
         call: BlockCall,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._stored = {name: tensor.dtype for name, tensor in block.state_dict().items()}
         self.module = cast_parameters(copy.deepcopy(block).to(device), dtype).eval()
-        for name in architecture.widened:
+        for name in place.architecture.widened:
             parameter = self.module.get_parameter(name)
             self._stored[name] = torch.promote_types(self._stored[name], torch.float32)
             parameter.data = parameter.data.to(torch.float32)
         self.module.requires_grad_(False)
-        self.path, self.architecture, self.call, self.device = path, architecture, call.to(device), device
-        self.linears: dict[str, ElasticLinear] = {}
+        self.path, self.place, self.recipe = place.path, place, recipe
+        self.call, self.device = call.to(device), device
+        self.transforms = transforms_of(recipe)
+        self.linears = assemble(self.module, place, recipe, self.transforms)
 
-    def make_elastic(self, spec: WeightSpec, column_scales: Mapping[str, Tensor]) -> None:
-        """Replace the linears by elastic ones; `column_scales` is what smoothing multiplied their columns by."""
-        self.linears = replace_linears(self.module, self.path, self.architecture.linears, spec)
-        for path, scale in column_scales.items():
+    @property
+    def inputs(self) -> list[ElasticInput]:
+        """What the linears' inputs go through, each once."""
+        return list(dict.fromkeys(linear.input for linear in self.linears.values() if linear.input is not None))
+
+    def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
+        """Fold a transform into the weights; see there for `inputs`."""
+        for path, scale in transform.fold(self.module, self.place, inputs).items():
             self.linears[path].input_scale.copy_(scale)
 
     def round_to_stored(self) -> None:
         """Round all weights to the dtype they will be stored in, so that what ships is what is trained."""
         for name, parameter in self.module.named_parameters():
-            parameter.data = parameter.data.to(self._stored[name]).to(parameter.dtype)
+            if name in self._stored:
+                parameter.data = parameter.data.to(self._stored[name]).to(parameter.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The block's tensors by path in the model, on the CPU, in the checkpoint's dtypes."""
-        state = self.module.state_dict()
+        """The block's tensors by path in the model, each once, on the CPU, in the checkpoint's dtypes."""
         return {
             f"{self.path}.{name}": tensor.to("cpu", self._stored.get(name, tensor.dtype)).contiguous()
-            for name, tensor in state.items()
+            for name, tensor in stored_tensors(self.module).items()
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave; raises RuntimeError where names or shapes differ."""
         prefix = f"{self.path}."
-        self.module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+        given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if differing := sorted(given.keys() ^ stored_tensors(self.module).keys()):
+            raise RuntimeError(f"{differing[0]} is missing, or has no place")
+        self.module.load_state_dict(given, strict=False)
 
     def run(self, hidden: Tensor, bits: int | None = None) -> Tensor:
-        """The block's output for `(batch, tokens, hidden)` at a width, or (None) at full precision."""
+        """The block's output for `(batch, tokens, hidden)` at a width, or (None) at full precision.
+
+        Activations run at the width that the recipe puts beside that of the weights.
+        """
         for linear in self.linears.values():
-            linear.bits = bits
+            linear.bits, linear.activation_bits = bits, self.recipe.activations.beside(bits)
         return self.call(self.module, hidden)
 
     @contextmanager
@@ -88,14 +99,9 @@ class CalibrationBlock:
 
     @contextmanager
     def rounded_to_nearest(self, bits: int) -> Iterator[None]:
-        """Within: the baseline's weights, whatever width `run` is given."""
-        try:
-            for linear in self.linears.values():
-                linear.override = linear.nearest(bits)
+        """Within: the baseline's weights and activations, whatever width `run` is given."""
+        with nearest(self.linears.values(), bits, self.recipe.activations.beside(bits)):
             yield
-        finally:
-            for linear in self.linears.values():
-                linear.override = None
 
     @contextmanager
     def observed(self, paths: Iterable[str], tokens: int) -> Iterator[dict[str, Tensor]]:

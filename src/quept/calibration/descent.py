@@ -32,7 +32,9 @@ class Descent:
         for layer in layers:
             for bits, offset in layer.learn_rounding().items():
                 offsets.setdefault(bits, []).append(offset)
-        for parameter in adapters + clipping:
+        inputs = dict.fromkeys(layer.input for layer in layers if layer.input is not None)
+        shares = [logit for each in inputs for logit in each.clipping.values()]
+        for parameter in adapters + clipping + shares:
             parameter.requires_grad_(True)
         last = settings.final_learning_rate
 
@@ -47,6 +49,8 @@ class Descent:
         moved = [{"params": clipping, "lr": settings.clipping_learning_rate}]
         if adapters:
             moved.append({"params": adapters, "lr": settings.adapter_learning_rate})
+        if shares:
+            moved.append({"params": shares, "lr": settings.activation_learning_rate})
         self._add(torch.optim.Adam(moved, fused=True), cosine)
         if offsets:
             given = settings.rounding_learning_rate

@@ -20,10 +20,10 @@ from quept.calibration.reconstruct import trained_tokens
 from quept.data import digest, token_windows
 from quept.devices import choose_device
 from quept.errors import InvalidInput
-from quept.precision import elastic_linears
+from quept.nn import learned_names, stored_tensors
 from quept.recipes import load_recipe
 from quept.spec import Recipe
-from quept.storage.artifact import DTYPES, skeleton, stored_tensors
+from quept.storage.artifact import DTYPES, skeleton
 from quept.storage.manifest import Provenance
 
 
@@ -134,9 +134,8 @@ def _check_matches_config(model: Any, recipe: Recipe) -> None:
     Building it here, without weights, also tells a rank that a layer is too small for before any work is done.
     """
     here = stored_tensors(model).keys()
-    empty = skeleton(copy.deepcopy(model.config), recipe.weight_spec, torch.float32)
-    learned = {f"{path}.{name}" for path, layer in elastic_linears(empty).items() for name in layer.learned()}
-    if differing := sorted(here ^ (stored_tensors(empty).keys() - learned)):
+    empty = skeleton(copy.deepcopy(model.config), recipe, torch.float32)
+    if differing := sorted(here ^ (stored_tensors(empty).keys() - learned_names(empty))):
         raise InvalidInput(
             f"The model is not the causal language model that its configuration describes: they differ in "
             f"{differing[0]}. If that is the output head, set config.tie_word_embeddings to what the model does."

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quept.architectures import Place
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance, Exit
 from quept.calibration.clock import Clock
@@ -26,11 +27,11 @@ from quept.calibration.reconstruct import count_steps, expected_draws, reconstru
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
 from quept.devices import multiplies_bfloat16
+from quept.nn import stored_tensors
 from quept.nn.elastic import WHOLE
 from quept.spec import Recipe
-from quept.storage.artifact import shard_stem, stored_tensors
+from quept.storage.artifact import shard_stem
 from quept.storage.manifest import BlockError, Manifest
-from quept.transforms import fit
 
 TOKENS_PER_PASS = 4096  # tokens in one forward pass that needs no gradients
 MEASURED_SAMPLES = 8  # samples on which a block's errors are reported
@@ -142,8 +143,12 @@ class _Run:
         self.progress.start(len(blocks), count_steps(full_precision.samples, self.recipe.reconstruction))
         errors: list[BlockError] = []
         for index, call in enumerate(calls):
-            path = job.architecture.block_path(index)
-            block = CalibrationBlock(blocks[index], path, job.architecture, call, job.device, job.compute_dtype)
+            place = Place(job.architecture, job.model.config, index, len(blocks))
+            block = CalibrationBlock(blocks[index], place, self.recipe, call, job.device, job.compute_dtype)
+            if place.is_first:
+                for transform in block.transforms:
+                    for note in transform.notes(block.module, place):
+                        self.progress.note(note)
             errors += self._calibrate_block(index, block, full_precision, quantized)
             if index + 1 < len(blocks):
                 with self.clock("quantized stream"):
@@ -165,9 +170,11 @@ class _Run:
         blocks = len(self.job.architecture.block_list(self.job.model))
         stem = shard_stem(index + 1, blocks)
         steps = count_steps(full_precision.samples, self.recipe.reconstruction)
+        for transform in block.transforms:
+            if not transform.watches(block.place):
+                block.fold(transform, {})
         if self.workspace.has(stem):
             self._advance_full_precision(block, full_precision)
-            block.make_elastic(self.recipe.weight_spec, {})
             tensors, note = self.workspace.read(stem)
             block.load_tensors(tensors)
             self.progress.step(index, steps, float("nan"))
@@ -197,31 +204,19 @@ class _Run:
         return errors
 
     def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
-        """Advance the full-precision stream, smooth the block, make its linears elastic, and place their ranges."""
-        recipe, job = self.recipe, self.job
-        sites = job.architecture.sites_for(job.model.config) if recipe.smoothing.enabled else ()
-        start = recipe.reconstruction.clipping_start
-        watched = {site.consumers[0] for site in sites} | set(job.architecture.linears if start == "search" else ())
+        """Advance the full-precision stream, fold what had to see it, and place the ranges."""
+        watching = [transform for transform in block.transforms if transform.watches(block.place)]
+        watched = {path for transform in watching for path in transform.watches(block.place)}
+        if self.recipe.reconstruction.clipping_start == "search":
+            watched |= set(block.linears)
         passes = -(-full_precision.samples // self.chunk)
-        with block.observed(watched, max(1, recipe.smoothing.tokens // passes)) as inputs:
+        with block.observed(watched, max(1, self.recipe.smoothing.tokens // passes)) as inputs:
             self._advance_full_precision(block, full_precision)
-        columns: dict[str, Tensor] = {}
-        if sites:
-            with self.clock("smoothing"):
-                scales = fit(
-                    block.module,
-                    job.architecture,
-                    job.model.config,
-                    inputs,
-                    recipe.smoothing,
-                    recipe.granularity,
-                    recipe.bits,
-                )
-                scales.fold(block.module, job.architecture)
-                columns = dict(scales.columns)
+        for transform in watching:
+            with self.clock("transforms"):
+                block.fold(transform, inputs)
         block.round_to_stored()
-        block.make_elastic(recipe.weight_spec, columns)
-        with self.clock("placing ranges"):
+        with self.clock("placing ranges"), torch.no_grad():
             self._place_ranges(block, inputs)
 
     def _place_ranges(self, block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
@@ -233,9 +228,18 @@ class _Run:
                 if not draws[bits]:
                     linear.reset_clipping(bits, WHOLE)
                 elif start == "search":
-                    linear.search_clipping(bits, (inputs[path] / linear.input_scale).square().mean(0))
+                    linear.search_clipping(bits, linear.multiplied(inputs[path]).square().mean(0))
                 else:
                     linear.reset_clipping(bits, start)
+        for each in block.inputs:
+            readers = {path: linear for path, linear in block.linears.items() if linear.input is each}
+            for bits in self.recipe.activations.bits:
+                if start == "search":
+                    sample = next(linear.multiplied(inputs[path]) for path, linear in readers.items())
+                    weights = torch.cat([linear.weight.float() for linear in readers.values()])
+                    each.search_clipping(bits, sample, weights.square().sum(0))
+                else:
+                    each.reset_clipping(bits, start)
 
     def _objectives(self, last: bool) -> tuple[Objective, Objective]:
         """What a block's training lowers, and what is reported of it: the same, without the text's own share."""

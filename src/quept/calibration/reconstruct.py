@@ -113,12 +113,15 @@ def _loss(
 ) -> Tensor:
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
 
-    Each width's weights are put in place of the derived ones: while it trains, the policy rounds softly, and a
-    compiled pass must not depend on the width. With `half`, matrix products are made in bfloat16.
+    Each width's weights are put in place of the derived ones, and where tokens are rounded likewise: while it trains,
+    the policy rounds softly, and a compiled pass must not depend on the width. With `half`, matrix products are made in bfloat16.
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None
+    activation_bits = block.recipe.activations.beside(bits)
     try:
+        for each in block.inputs:
+            each.override = None if activation_bits is None else each.grid(activation_bits)
         for layer in block.linears.values():
             if layer.trains_softly(bits):
                 layer.override, up = layer.derive_soft(bits)
@@ -131,6 +134,8 @@ def _loss(
     finally:
         for layer in block.linears.values():
             layer.override = None
+        for each in block.inputs:
+            each.override = None
     with _autocast(hidden, half):
         loss = error(output)
     return loss if penalty is None else loss + UNDECIDED_WEIGHT * penalty

@@ -24,6 +24,7 @@ from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
     from quept.evaluation import Evaluation
+    from quept.plan import Widths
 
 
 def evaluate(
@@ -32,7 +33,13 @@ def evaluate(
         str,
         typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
     ],
-    bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: all there are.")] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(help="Widths: 2-8, or 2,4,8, or of weights and activations: w4a8. Default: all there are."),
+    ] = None,
+    kv_bits: Annotated[
+        int | None, typer.Option(help="Width of keys and values, 2 to 8. Default: full precision.")
+    ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also plain rounding to nearest, at the same granularity.")
     ] = False,
@@ -70,6 +77,7 @@ def evaluate(
         model,
         data,
         bits=bits,
+        kv_bits=kv_bits,
         baseline=baseline,
         sequence_length=sequence_length,
         stride=stride,
@@ -90,6 +98,7 @@ def measure(
     data: str,
     *,
     bits: str | None = None,
+    kv_bits: int | None = None,
     baseline: bool = False,
     sequence_length: int | None = None,
     stride: int | None = None,
@@ -102,18 +111,18 @@ def measure(
     """What `quept evaluate` measures, with its progress; see there for the arguments."""
     from quept.data import token_stream
     from quept.evaluation import evaluate_widths
-    from quept.spec import parse_bits
+    from quept.plan import parse_precisions
 
-    wanted = None if bits is None else parse_bits(bits)
+    wanted = None if bits is None else parse_precisions(bits)
     opened = open_any(model, recipe, device, dtype)
-    widths = wanted or _widths(opened.model)
+    precisions = [widths.with_keys_values(kv_bits) for widths in wanted or _all_widths(opened.model)]
     tokens = token_stream(data, opened.tokenizer, max_tokens=max_tokens)
     with bar(quiet) as progress:
         task = progress.add_task("", detail="")
         return evaluate_widths(
             opened.model,
             tokens,
-            widths if opened.calibrated or baseline else (),
+            precisions if opened.calibrated or baseline else (),
             sequence_length=opened.sequence_length if sequence_length is None else sequence_length,
             stride=stride,
             calibrated=opened.calibrated,
@@ -137,8 +146,8 @@ class Opened:
 def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
     from quept.architectures.checkpoint import cast_parameters, open_model, open_tokenizer
+    from quept.assembly import make_elastic
     from quept.devices import choose_device
-    from quept.precision import make_elastic
     from quept.recipes import load_recipe
     from quept.storage import DTYPES, is_artifact, load
 
@@ -151,10 +160,13 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
         manifest = loaded.quept_manifest
         length = manifest.recipe.data.sequence_length
         return Opened(loaded, open_tokenizer(model), length, True, DTYPES[manifest.dtype])
-    spec = load_recipe(recipe or "best").weight_spec.updated(adapter={"kind": "none"})
+    # Nothing is calibrated here: no adapters, and no transforms, which would change what "the model" is.
+    chosen = load_recipe(recipe or "best").updated(
+        adapter={"kind": "none"}, learned_rounding=(), rotation={"enabled": False}, smoothing={"enabled": False}
+    )
     plain = open_model(model)
     stored = plain.dtype
-    make_elastic(cast_parameters(plain, exact or stored).to(where), spec)
+    make_elastic(cast_parameters(plain, exact or stored).to(where), chosen)
     length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)
     return Opened(plain, open_tokenizer(model), length, False, stored)
 
@@ -171,17 +183,18 @@ def choose_dtype(name: str, device: Any) -> Any:
     return known[name]
 
 
-def _widths(model: Any) -> tuple[int, ...]:
+def _all_widths(model: Any) -> "list[Widths]":
+    from quept.plan import Widths
     from quept.precision import elastic_linears
 
-    return next(iter(elastic_linears(model).values())).spec.groups.bits
+    return [Widths(weights=bits) for bits in next(iter(elastic_linears(model).values())).spec.groups.bits]
 
 
 def show(evaluation: "Evaluation", title: str, console: Console) -> None:
     """The table for people."""
     rows = [("full", figure(evaluation.full_precision), "-", size(evaluation.full_precision_bytes))]
     rows += [
-        (str(result.bits), figure(result.perplexity), figure(result.baseline), size(result.bytes))
+        (result.precision, figure(result.perplexity), figure(result.baseline), size(result.bytes))
         for result in evaluation.results
     ]
     heading = f"Perplexity of {title} on {evaluation.tokens:,} tokens, windows of {evaluation.sequence_length}"
@@ -195,9 +208,11 @@ def draw(evaluation: "Evaluation", title: str, path: Path) -> None:
     points = tuple(
         Point(result.bits, result.perplexity, result.baseline, result.bytes)
         for result in evaluation.results
-        if result.perplexity is not None
+        if result.perplexity is not None and result.precision == str(result.bits)
     )
     if not points:
-        raise InvalidInput("There is nothing to plot: the model was not calibrated. Give an artifact.")
+        raise InvalidInput(
+            "There is nothing to plot: plots are of calibrated models at plain widths (--bits 2-8). Give an artifact."
+        )
     curve = Curve(title, evaluation.metric, evaluation.full_precision, points, evaluation.full_precision_bytes)
     (write_png if path.suffix == ".png" else write_html)(curve, path)

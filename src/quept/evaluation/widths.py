@@ -9,14 +9,19 @@ from torch import Tensor
 
 from quept.evaluation.perplexity import perplexity
 from quept.nn.size import full_precision_bytes, packed_bytes
-from quept.precision import at_precision, elastic_linears, rounded_to_nearest
+from quept.plan import FULL, Widths
+from quept.precision import at_precision, rounded_to_nearest
 
 
 @dataclass(frozen=True)
 class WidthResult:
-    """One width: perplexity as calibrated and rounded to nearest, and the model's bytes when packed at this width."""
+    """One precision: perplexity as calibrated and rounded to nearest, and the model's bytes when packed at it.
+
+    `bits` is the width of the weights; `precision` names it, and the others that were asked for, as in `w4a8`.
+    """
 
     bits: int
+    precision: str
     perplexity: float | None
     baseline: float | None
     bytes: int
@@ -42,7 +47,7 @@ class Evaluation:
 def evaluate_widths(
     model: Any,
     tokens: Tensor,
-    bits: Sequence[int],
+    precisions: Sequence[int | str | Widths],
     *,
     sequence_length: int,
     stride: int | None = None,
@@ -51,16 +56,17 @@ def evaluate_widths(
     stored: torch.dtype | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Perplexity of an elastic model at full precision and at each width, on the same tokens.
+    """Perplexity of an elastic model at full precision and at each of some precisions, on the same tokens.
 
     `calibrated=False` leaves out the calibrated widths (for a model that was not), `baseline=True` adds plain
     rounding to nearest at the same granularity. `stored` is the checkpoint's dtype, for the sizes (None: the dtype
     that the model is held in). `progress` is told what is measured, windows done and in total.
     """
 
-    for layer in elastic_linears(model).values():
-        for width in bits:
-            layer.spec.groups.index(width)  # a width that is not there is told now, not after minutes
+    wanted = [Widths.parse(precision) for precision in precisions]
+    for widths in wanted:
+        with at_precision(model, widths):  # a width that is not there is told now, not after minutes
+            pass
 
     def measure(label: str) -> float:
         report = None if progress is None else lambda done, total: progress(label, done, total)
@@ -68,17 +74,19 @@ def evaluate_widths(
 
     with at_precision(model, None):
         full_precision = measure("full precision")
-        rounded = {}
-        for width in bits if baseline else ():
-            with rounded_to_nearest(model, width):
-                rounded[width] = measure(f"{width} bits, rounding")
+        rounded: dict[Widths, float] = {}
+        for widths in wanted if baseline else ():
+            with rounded_to_nearest(model, widths):
+                rounded[widths] = measure(f"{named(widths)}, rounding")
     results = []
-    for width in bits:
+    for widths in wanted:
         value = None
         if calibrated:
-            with at_precision(model, width):
-                value = measure(f"{width} bits")
-        results.append(WidthResult(width, value, rounded.get(width), packed_bytes(model, width, stored or model.dtype)))
+            with at_precision(model, None), at_precision(model, widths):
+                value = measure(named(widths))
+        bits = widths.weights or FULL
+        bytes_ = packed_bytes(model, bits, stored or model.dtype)
+        results.append(WidthResult(bits, str(widths), value, rounded.get(widths), bytes_))
     return Evaluation(
         metric="perplexity",
         full_precision=full_precision,
@@ -88,3 +96,9 @@ def evaluate_widths(
         stride=stride or sequence_length,
         results=tuple(results),
     )
+
+
+def named(widths: Widths) -> str:
+    """A precision in words: `4 bits`, `w4a8`."""
+    name = str(widths)
+    return f"{name} bits" if name.isdigit() else name

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quept.errors import InvalidInput
+from quept.nn.inputs import ElasticInput
 from quept.nn.residency import DerivedWeights
 from quept.numerics import affine, planes, ranges, rounding
 from quept.spec import WeightSpec
@@ -25,10 +26,10 @@ CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole (metho
 
 
 def weight_of(linear: nn.Module) -> Tensor:
-    """The weight as `(out, in)`, a view, of `nn.Linear` or of transformers' `Conv1D`, which stores `(in, out)`."""
+    """The weight as `(out, in)`, a view, also of transformers' `Conv1D`, which stores `(in, out)`."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
-    return weight if isinstance(linear, nn.Linear) else weight.t()
+    return weight if isinstance(linear, nn.Linear | ElasticLinear) else weight.t()
 
 
 def _check_rank(weight: Tensor, spec: WeightSpec, path: str) -> None:
@@ -59,21 +60,25 @@ class ElasticLinear(nn.Module):
             `quept.numerics.planes`. While it is being learned, an offset per weight stands in its place.
         input_scale: `(in,)`, what smoothing multiplied the columns by; needed only to tell what plain rounding of
             the unsmoothed weight would have been.
+        input: what its inputs go through first, shared with the linears that read the same tensor; or absent.
     """
 
     bits: int | None
+    activation_bits: int | None
     product_dtype: torch.dtype | None  # of the matrix product while training; None leaves it to the inputs
     weight: nn.Parameter
     bias: nn.Parameter | None
     input_scale: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, spec: WeightSpec, path: str) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, spec: WeightSpec, path: str, input: ElasticInput | None = None
+    ) -> None:
         super().__init__()
         out_features, in_features = weight.shape
         _check_rank(weight, spec, path)
         self.spec, self.path = spec, path
         self.out_features, self.in_features = out_features, in_features
-        self.bits = None
+        self.bits = self.activation_bits = None
         self.product_dtype = None
         self.override: Tensor | None = None
         self.residency: DerivedWeights | None = None
@@ -97,14 +102,17 @@ class ElasticLinear(nn.Module):
         self.offsets: dict[int, nn.Parameter] = {}
         self._extremes: dict[int, tuple[Tensor, Tensor]] = {}  # while training, in which the master stays as it is
         self.register_buffer("input_scale", torch.ones(in_features, device=weight.device))
+        self.input = input
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, spec: WeightSpec, path: str) -> Self:
+    def from_linear(
+        cls, linear: nn.Module, spec: WeightSpec, path: str, input: ElasticInput | None = None
+    ) -> Self:
         """From `nn.Linear` or transformers' `Conv1D`, whose weight is `(in, out)`."""
         bias = linear.bias
         assert bias is None or isinstance(bias, Tensor)
         weight = weight_of(linear).detach().contiguous()
-        return cls(weight, None if bias is None else bias.detach(), spec, path)
+        return cls(weight, None if bias is None else bias.detach(), spec, path, input)
 
     def reset_adapter(self, generator: torch.Generator) -> None:
         """Draw `A` Kaiming-uniformly and set `B` to zero (method, MB-CLoRA)."""
@@ -132,12 +140,19 @@ class ElasticLinear(nn.Module):
         self.clipping[str(bits)].copy_(torch.logit(share.squeeze(-1), eps=1e-6).clamp_max(nearly_whole))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`(..., in)` to `(..., out)` at the current width."""
+        """`(..., in)` to `(..., out)` at the current widths."""
+        if self.input is not None:
+            hidden = self.input(hidden, self.activation_bits, self.path)
         weight = self.current_weight()
         if self.product_dtype is None:
             return F.linear(hidden, weight, self.bias)
         product = F.linear(hidden.to(self.product_dtype), weight.to(self.product_dtype)).to(hidden.dtype)
         return product if self.bias is None else product + self.bias
+
+    def multiplied(self, hidden: Tensor) -> Tensor:
+        """`(..., in)` from in front of the layer, as its weight meets it at full precision."""
+        hidden = hidden if self.input is None else self.input.transformed(hidden)
+        return hidden / self.input_scale
 
     def current_weight(self) -> Tensor:
         """The weight in force: an override, the master (`bits` is None), or the one derived for `bits`."""

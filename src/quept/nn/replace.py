@@ -1,19 +1,30 @@
 """Putting elastic layers in the place of linear ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from quept.nn.elastic import ElasticLinear
+from quept.nn.inputs import ElasticInput
 from quept.spec import WeightSpec
 
 
-def replace_linears(block: nn.Module, path: str, linears: Sequence[str], spec: WeightSpec) -> dict[str, ElasticLinear]:
-    """Replace the named linears of the block at `path` in place; returns the elastic ones by name."""
+def replace_linears(
+    block: nn.Module,
+    path: str,
+    linears: Sequence[str],
+    spec: WeightSpec,
+    inputs: Mapping[str, ElasticInput] | None = None,
+) -> dict[str, ElasticLinear]:
+    """Replace the named linears of the block at `path` in place; returns the elastic ones by name.
+
+    `inputs` says what a linear's inputs go through first, by name, where they go through anything.
+    """
+    inputs = inputs or {}
     replaced = {}
     for name in linears:
         parent, _, leaf = name.rpartition(".")
-        elastic = ElasticLinear.from_linear(block.get_submodule(name), spec, f"{path}.{name}")
+        elastic = ElasticLinear.from_linear(block.get_submodule(name), spec, f"{path}.{name}", inputs.get(name))
         setattr(block.get_submodule(parent), leaf, elastic)
         replaced[name] = elastic
     return replaced

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from quept.nn.elastic import ElasticLinear
+from quept.plan import FULL
 
 SCALE_BYTES = 2  # float16
 
@@ -17,6 +18,8 @@ def packed_bytes(model: nn.Module, bits: int, stored: torch.dtype) -> int:
     Counts `bits` per weight, and per scale two bytes and a zero point of `bits`; biases, norms and embeddings in the
     stored dtype, tied weights once. This is the size at that width alone; an artifact holds the master weights.
     """
+    if bits == FULL:
+        return full_precision_bytes(model, stored)
     weights, scales = 0, 0
     for layer in _elastic(model):
         weights += layer.weight.numel()

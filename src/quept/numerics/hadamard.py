@@ -10,10 +10,12 @@ Multiplying by a Kronecker product is multiplying along each of its axes, so a v
 Walsh-Hadamard transform that makes six of its steps in one matrix product.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
 from math import isqrt, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +55,17 @@ class Rotation:
 
         A linear layer with weight `(out, in)` keeps its function if its inputs and its weight are both rotated.
         """
-        if self.whole:
-            return _multiply(values, self.orders[0])
-        parts = torch.split(values, list(self.orders), dim=-1)
-        return torch.cat([_multiply(part, order) for part, order in zip(parts, self.orders, strict=True)], dim=-1)
+        return self._rotated(values, inverse=False)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """`R^T v` for every vector `v` along the last dimension, `(..., size)`: what undoes the rotation."""
+        return self._rotated(values, inverse=True)
+
+    def _rotated(self, values: Tensor, inverse: bool) -> Tensor:
+        if torch.compiler.is_compiling():  # a compiler must not look into how matrices are made and kept
+            compiled: Tensor = _operator(values, list(self.orders), inverse)
+            return compiled
+        return _multiply_parts(values, self.orders, inverse)
 
 
 @cache
@@ -107,14 +116,44 @@ def _parts(size: int) -> tuple[int, ...]:
     return (*_parts(size - half), *_parts(half))
 
 
-def _multiply(values: Tensor, order: int) -> Tensor:
-    """The Hadamard matrix of `order`, as a rotation, times every vector along the last dimension."""
+def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Tensor:
+    """The matrices along the diagonal times every vector along the last dimension."""
+    if len(orders) == 1:
+        return _multiply(values, orders[0], inverse)
+    parts = torch.split(values, list(orders), dim=-1)
+    return torch.cat([_multiply(part, order, inverse) for part, order in zip(parts, orders, strict=True)], dim=-1)
+
+
+@torch.library.custom_op("quept::rotate", mutates_args=())
+def _operator(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
+    return _multiply_parts(values, orders, inverse).clone()
+
+
+@_operator.register_fake
+def _(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, list[int], bool], output: Tensor) -> None:
+    _, ctx.orders, ctx.inverse = inputs
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return _operator(gradient, ctx.orders, not ctx.inverse), None, None
+
+
+_operator.register_autograd(_backward, setup_context=_remember)
+
+
+def _multiply(values: Tensor, order: int, inverse: bool) -> Tensor:
+    """The Hadamard matrix of `order`, as a rotation or its inverse, times every vector along the last dimension."""
     found = factors(order)
     assert found is not None
     shape, before = values.shape, 1
     for factor in found:
         after = order // (before * factor)
         matrix = _rotation(factor, values.dtype, values.device)
+        matrix = matrix.T if inverse else matrix
         grouped = values.reshape(-1, factor, after)
         values = grouped.squeeze(-1) @ matrix.T if after == 1 else matrix @ grouped
         before *= factor

@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from quept.architectures import architecture_of
 from quept.architectures.checkpoint import first_line, quiet
+from quept.assembly import make_elastic
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
-from quept.precision import Precision, elastic_linears, keep_derived_weights, make_elastic, set_precision
-from quept.spec import WeightSpec
+from quept.nn import learned_names, stored_tensors
+from quept.precision import Precision, elastic_linears, keep_derived_weights, set_precision
+from quept.spec import Recipe
 from quept.storage.manifest import Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
@@ -112,24 +114,12 @@ def save(model: Any, directory: str | Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors that an artifact stores, each once, by name; tied weights under their first name."""
-    state = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    unique = {}
-    for name, tensor in state.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            unique[name] = tensor.detach()
-    return unique
-
-
-def skeleton(config: Any, spec: WeightSpec, dtype: torch.dtype) -> Any:
+def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
     """The causal language model of a configuration with elastic layers, without weights."""
     with init_empty_weights(include_buffers=False), quiet():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # init_empty_weights undoes the ties made inside it
-    make_elastic(model, spec)
+    make_elastic(model, recipe)
     return model
 
 
@@ -143,7 +133,7 @@ def _empty_model(directory: Path, manifest: Manifest) -> Any:
             raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
         if config.num_hidden_layers != manifest.blocks:
             raise ValueError(f"config.json names {config.num_hidden_layers} blocks, the files hold {manifest.blocks}")
-        model = skeleton(config, manifest.recipe.weight_spec, DTYPES[manifest.dtype])
+        model = skeleton(config, manifest.recipe, DTYPES[manifest.dtype])
         if (directory / "generation_config.json").is_file():
             with quiet():
                 model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
@@ -159,7 +149,7 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
     """
     layers = elastic_linears(model)
     linears = {f"{path}.weight" for path in layers}
-    learned = {f"{path}.{name}" for path, layer in layers.items() for name in layer.learned()}
+    learned = learned_names(model)
     expected = stored_tensors(model)
     if missing := sorted(expected.keys() - tensors.keys()):
         raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")

@@ -1,5 +1,19 @@
 """Preparations of a block that leave its full-precision function unchanged."""
 
-from quept.transforms.smoothing import ChannelScales, fit
+from quept.spec import Recipe
+from quept.transforms.base import Transform
+from quept.transforms.rotation import Rotate
+from quept.transforms.smoothing import ChannelScales, Smooth, fit
 
-__all__ = ["ChannelScales", "fit"]
+
+def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
+    """The transforms that a recipe enables, in the order in which they are folded."""
+    chosen: list[Transform] = []
+    if recipe.rotation.enabled:
+        chosen.append(Rotate())
+    if recipe.smoothing.enabled:
+        chosen.append(Smooth(recipe))
+    return tuple(chosen)
+
+
+__all__ = ["ChannelScales", "Rotate", "Smooth", "Transform", "fit", "transforms_of"]

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Architecture, Site
+from quept.architectures import Architecture, Place, Site
 from quept.nn.elastic import weight_of
 from quept.numerics import affine
-from quept.spec import Granularity, Smoothing
+from quept.spec import Granularity, Recipe, Smoothing
+from quept.transforms.base import Transform
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,26 @@ class ChannelScales:
                 producer.weight.copy_((producer.weight + offset) / scale - offset)
             if getattr(producer, "bias", None) is not None:
                 producer.bias.div_(scale)
+
+
+@dataclass(frozen=True)
+class Smooth(Transform):
+    """Smoothing of every block, as a recipe says."""
+
+    recipe: Recipe
+
+    def watches(self, place: Place) -> frozenset[str]:
+        """One consumer of each site."""
+        return frozenset(site.consumers[0] for site in place.architecture.sites_for(place.config))
+
+    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Search the scales, and move them into the block's weights."""
+        recipe = self.recipe
+        scales = fit(
+            block, place.architecture, place.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits
+        )
+        scales.fold(block, place.architecture)
+        return scales.columns
 
 
 @torch.no_grad()

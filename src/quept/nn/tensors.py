@@ -1,0 +1,27 @@
+"""Which tensors a model is stored as."""
+
+from torch import Tensor, nn
+
+from quept.nn.elastic import ElasticLinear
+from quept.nn.inputs import ElasticInput
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All tensors that an artifact stores, each once, by name; shared ones under their first name."""
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor.detach()
+    return unique
+
+
+def learned_names(module: nn.Module) -> set[str]:
+    """The names of the tensors that calibration learns; those of shared modules stand under each of their paths."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules(remove_duplicate=False)
+        if isinstance(part, ElasticLinear | ElasticInput)
+        for name in part.learned()
+    }

@@ -1,0 +1,214 @@
+"""QuaRot (arXiv 2404.00456): rotations that spread outliers, in the weights where possible, online where not.
+
+- The residual stream is rotated when it enters the first block, and rotated back when it leaves the last. In between
+  the rotation is in the weights of the linears that write to it and read from it; the norms' weights move into the
+  readers, since a norm without weights commutes with rotations. Norms that subtract the mean commute with those that
+  leave the mean where it is. Embeddings and head stay as they are, so that tied weights stay tied.
+- Values are rotated per head, in the weights of the value projection and of the linear behind attention.
+- All other inputs, behind an activation function for instance, are rotated as the model runs.
+
+Where norms stand between linears and the residual stream (Gemma), its readers' inputs are rotated online instead.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quept.architectures import Architecture, Place, Values
+from quept.nn import ElasticLinear
+from quept.nn.elastic import weight_of
+from quept.nn.inputs import OnlineTransform
+from quept.numerics.hadamard import Rotation
+from quept.transforms.base import Transform
+
+
+class StreamRotation:
+    """The rotation of a residual stream of `size` channels: Hadamard's, after random signs.
+
+    The signs keep channels that are large together from adding up; they are the same on every machine. With `centered`,
+    a reflection follows that takes the rotated vector of ones back to where it was, so that the mean of the channels
+    does not change.
+    """
+
+    def __init__(self, size: int, centered: bool) -> None:
+        self.size, self.hadamard = size, Rotation.of(size)
+        drawn = hashlib.shake_256(f"residual stream of {size}".encode()).digest(size)
+        self.signs = torch.tensor([1.0 if byte & 1 else -1.0 for byte in drawn], dtype=torch.float64)
+        mean = torch.full((size,), size**-0.5, dtype=torch.float64)
+        across = self.hadamard(mean * self.signs) - mean
+        length = across.norm()
+        self.across = across / length if centered and length > 1e-6 else None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """`Q v` for every vector `v` along the last dimension."""
+        return self._reflect(self.hadamard(values * self.signs.to(values)))
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """`Q^T v` for every vector `v` along the last dimension."""
+        return self.hadamard.inverse(self._reflect(values)) * self.signs.to(values)
+
+    def _reflect(self, values: Tensor) -> Tensor:
+        if self.across is None:
+            return values
+        across: Tensor = self.across.to(values)
+        reflected: Tensor = values - 2 * (values @ across).unsqueeze(-1) * across
+        return reflected
+
+
+class Rotate(Transform):
+    """QuaRot's rotations for every block."""
+
+    def online(self, block: nn.Module, place: Place) -> Mapping[str, OnlineTransform]:
+        """A Hadamard rotation for every input that no rotation in the weights reaches."""
+        folded = _folded(place.architecture, place.config)
+        linears = [path for readers in place.architecture.inputs if not folded & set(readers) for path in readers]
+        return {path: Rotation.of(weight_of(block.get_submodule(path)).shape[1]) for path in linears}
+
+    def attach(self, block: nn.Module, place: Place) -> None:
+        """Rotate the residual stream where it enters the first block, and back where it leaves the last."""
+        stream = _stream(place.architecture, place.config)
+        if stream is None:
+            return
+        if place.is_first:
+            block.register_forward_pre_hook(_Enter(stream))
+        if place.is_last:
+            block.register_forward_hook(_Leave(stream))
+
+    @torch.no_grad()
+    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rotate the weights, and move the norms' weights into their readers."""
+        architecture = place.architecture
+        stream = _stream(architecture, place.config)
+        if stream is not None:
+            assert architecture.residual is not None
+            for site in architecture.sites:
+                if not architecture.is_linear(site.producer):
+                    _move_norm(block, site.producer, site.consumers, architecture.norm_offset)
+                    for path in site.consumers:
+                        _rotate_inputs(_linear(block, path), stream)
+            for path in architecture.residual.writers:
+                _rotate_outputs(_linear(block, path), stream)
+        for site in architecture.sites:
+            if isinstance(site.channels, Values):
+                _rotate_values(block, site.producer, site.consumers, site.channels, place.config)
+        for path, rotation in self.online(block, place).items():
+            _rotate_inputs(_linear(block, path), rotation)
+        return {}
+
+    def notes(self, block: nn.Module, place: Place) -> list[str]:
+        """Which channels are rotated in parts, and whether the residual stream is rotated in the weights."""
+        architecture, config = place.architecture, place.config
+        online = self.online(block, place)
+        rotated = {f"the inputs of {path}": _linear(block, path).in_features for path in online}
+        for site in architecture.sites:
+            if isinstance(site.channels, Values):
+                channels = _linear(block, site.consumers[0]).in_features
+                rotated["the values of each head"] = channels // config.num_attention_heads
+        notes = []
+        if stream := _stream(architecture, config):
+            rotated["the residual stream"] = stream.size
+        else:
+            notes.append(
+                f"The residual stream of this {architecture.model_type} cannot be rotated in the weights around it, so "
+                f"{len(online)} inputs per block are rotated as the model runs."
+            )
+        for what, size in rotated.items():
+            if not (rotation := Rotation.of(size)).whole:
+                parts = " + ".join(map(str, rotation.orders))
+                notes.append(f"No Hadamard matrix of order {size} is known here: {what} are rotated in parts, {parts}.")
+        return notes
+
+
+@dataclass(frozen=True)
+class _Enter:
+    """A hook on the first block: rotates its input."""
+
+    stream: StreamRotation
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.stream(args[0]), *args[1:])
+
+
+@dataclass(frozen=True)
+class _Leave:
+    """A hook on the last block: rotates its output back."""
+
+    stream: StreamRotation
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self.stream.inverse(output[0]), *output[1:])
+        return self.stream.inverse(output)
+
+
+def _stream(architecture: Architecture, config: Any) -> StreamRotation | None:
+    """The rotation of the residual stream, where it can be in the weights."""
+    residual = architecture.residual
+    if residual is None or not residual.when(config):
+        return None
+    return StreamRotation(config.hidden_size, residual.centered)
+
+
+def _folded(architecture: Architecture, config: Any) -> set[str]:
+    """The linears whose inputs are rotated by the weights in front of them."""
+    stream = _stream(architecture, config)
+    return {
+        path
+        for site in architecture.sites
+        for path in site.consumers
+        if isinstance(site.channels, Values) or (stream is not None and not architecture.is_linear(site.producer))
+    }
+
+
+def _linear(block: nn.Module, path: str) -> ElasticLinear:
+    linear = block.get_submodule(path)
+    assert isinstance(linear, ElasticLinear)
+    return linear
+
+
+def _rotate_inputs(linear: ElasticLinear, rotation: Callable[[Tensor], Tensor]) -> None:
+    linear.weight.copy_(rotation(linear.weight.double()))
+
+
+def _rotate_outputs(linear: ElasticLinear, rotation: Callable[[Tensor], Tensor]) -> None:
+    linear.weight.copy_(rotation(linear.weight.double().T).T)
+    if linear.bias is not None:
+        linear.bias.copy_(rotation(linear.bias.double()))
+
+
+def _rotate_values(
+    block: nn.Module, producer: str, consumers: tuple[str, ...], values: Values, config: Any
+) -> None:
+    """Rotate each head's values where they are made, and take the rotation out again behind attention."""
+    made, taken = _linear(block, producer), [_linear(block, path) for path in consumers]
+    channels = taken[0].in_features
+    heads: int = config.num_attention_heads
+    rotation = Rotation.of(channels // heads)
+    rows = values.rows(config, channels).view(heads, -1)
+    for linear in taken:
+        weight = linear.weight.double().view(linear.out_features, heads, -1)
+        linear.weight.copy_(rotation(weight).flatten(1))
+    for head in torch.unique(rows, dim=0).to(made.weight.device):  # several heads may read the same values
+        made.weight[head] = rotation(made.weight[head].double().T).T.to(made.weight.dtype)
+        if made.bias is not None:
+            made.bias[head] = rotation(made.bias[head].double()).to(made.bias.dtype)
+
+
+def _move_norm(block: nn.Module, norm_path: str, consumers: tuple[str, ...], offset: float) -> None:
+    """Move a norm's weight and bias, where it has them, into the linears that read it."""
+    norm: Any = block.get_submodule(norm_path)
+    for path in consumers:
+        linear = _linear(block, path)
+        if getattr(norm, "bias", None) is not None:
+            assert linear.bias is not None
+            linear.bias.add_(linear.weight.double() @ norm.bias.double())
+        if getattr(norm, "weight", None) is not None:
+            linear.weight.mul_(norm.weight.double() + offset)
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.zero_()
+    if getattr(norm, "weight", None) is not None:
+        norm.weight.fill_(1 - offset)
