@@ -28,7 +28,10 @@ def make_elastic(model: Any, recipe: Recipe) -> None:
 def assemble(
     block: nn.Module, place: Place, recipe: Recipe, transforms: tuple[Transform, ...]
 ) -> dict[str, ElasticLinear]:
-    """Replace a block's linears by elastic ones, in place, and attach what transforms do online; the linears by name."""
+    """Replace a block's linears by elastic ones, in place, and attach what transforms do online.
+
+    Returns the linears by name.
+    """
     online = {path: step for transform in transforms for path, step in transform.online(block, place).items()}
     inputs = _inputs(block, place, recipe, online)
     linears = replace_linears(block, place.path, place.architecture.linears, recipe.weight_spec, inputs)

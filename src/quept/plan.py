@@ -43,10 +43,12 @@ class Widths:
         written = re.fullmatch(r"(?:w(\d{1,3}))?(?:a(\d{1,3}))?(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
         if written is None or not given:
             raise InvalidInput(
-                f"precision {given!r} cannot be read; write a width (4), or widths of weights, activations, and keys and "
-                "values (w4a8, w4a4kv4, kv4; 16 is full precision)."
+                f"precision {given!r} cannot be read; write a width (4), or widths of weights, activations, and keys "
+                "and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
             )
-        weights, activations, keys_values = (None if part is None else _allowed(int(part), given) for part in written.groups())
+        weights, activations, keys_values = (
+            None if part is None else _allowed(int(part), given) for part in written.groups()
+        )
         if weights is not None or activations is not None:
             weights, activations = weights or FULL, activations or FULL
         return cls(weights, activations, keys_values)

@@ -379,6 +379,11 @@ class Recipe(Value):
             learned_rounding=tuple(bits for bits in self.bits if bits in self.learned_rounding),
         )
 
+    def label(self, bits: int) -> str:
+        """What a width of weights stands for: `4`, or `w4a4` where activations are rounded beside it."""
+        beside = self.activations.beside(bits)
+        return str(bits) if beside is None else f"w{bits}a{beside}"
+
     def with_bits(self, bits: Iterable[int]) -> "Recipe":
         """The same recipe for another bit set.
 

@@ -127,6 +127,20 @@ def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
     assert small_manifest().recipe.weight_spec.learned_rounding == ()
 
 
+def test_a_manifest_from_before_activations_is_read_with_none(tmp_path):
+    data = json.loads(GOLDEN.read_bytes())
+    del data["recipe"]["activations"], data["recipe"]["rotation"]
+    del data["recipe"]["reconstruction"]["activation_learning_rate"]
+    (tmp_path / MANIFEST).write_text(json.dumps(data))
+    for name in data["files"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    recipe = read_manifest(tmp_path, verify=False).recipe
+    assert recipe == small_manifest().recipe
+    assert recipe.activations.bits == ()
+    assert not recipe.rotation.enabled
+
+
 def test_a_whole_artifact_is_read_and_verified(artifact):
     assert read_manifest(artifact) == read_manifest(str(artifact)) == small_manifest()
 

@@ -110,7 +110,7 @@ class Architecture:
 
     @property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
-        """The tensors that linears multiply, each as the linears that read it, in order: what is quantized with them."""
+        """The tensors that linears multiply, each as the linears that read it: what is quantized with activations."""
         together = {path: site.consumers for site in self.sites for path in site.consumers}
         return tuple(dict.fromkeys(together.get(path, (path,)) for path in self.linears))
 

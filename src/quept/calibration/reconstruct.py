@@ -114,7 +114,8 @@ def _loss(
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
 
     Each width's weights are put in place of the derived ones, and where tokens are rounded likewise: while it trains,
-    the policy rounds softly, and a compiled pass must not depend on the width. With `half`, matrix products are made in bfloat16.
+    the policy rounds softly, and a compiled pass must not depend on the width. With `half`, matrix products are made in
+    bfloat16.
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None

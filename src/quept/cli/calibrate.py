@@ -19,6 +19,7 @@ from quept.cli.console import (
     show_table,
     write_json,
 )
+from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
     from quept.calibration import Report
@@ -34,6 +35,10 @@ def calibrate(
     ],
     recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a TOML file.")] = "best",
     bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: the recipe's.")] = None,
+    activation_bits: Annotated[
+        str | None,
+        typer.Option(help="Widths of activations, where the recipe has them. Default: the same as of weights."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Windows of text. Default: the recipe's.")] = None,
     sequence_length: Annotated[
         int | None,
@@ -59,6 +64,9 @@ def calibrate(
 ) -> None:
     """Calibrate a language model once, for every width.
 
+    The recipes [bold]best[/] and [bold]paper[/] are for weights alone, [bold]weight-activation-best[/] and
+    [bold]weight-activation[/] for weights and activations together.
+
     Reads the model and a little text, and writes a directory that runs at each width, chosen at load time or while
     it runs: see [bold]quept evaluate[/], [bold]quept generate[/], and quept.load in Python.
     """
@@ -67,7 +75,13 @@ def calibrate(
     from quept.recipes import load_recipe
 
     chosen = override(
-        load_recipe(recipe), bits=bits, epochs=epochs, batch_size=batch_size, group_size=group_size, rank=rank
+        load_recipe(recipe),
+        bits=bits,
+        activation_bits=activation_bits,
+        epochs=epochs,
+        batch_size=batch_size,
+        group_size=group_size,
+        rank=rank,
     )
     with bar(quiet) as progress:
         display = Display(progress)
@@ -98,6 +112,7 @@ def override(
     recipe: "Recipe",
     *,
     bits: str | None = None,
+    activation_bits: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     group_size: int | None = None,
@@ -109,6 +124,13 @@ def override(
     if bits is not None:
         recipe = recipe.with_bits(parse_bits(bits))
     changes: dict[str, Any] = {}
+    if activation_bits is not None:
+        if not recipe.activations.bits:
+            raise InvalidInput(
+                f"The recipe {recipe.name} leaves activations at full precision, so --activation-bits has no meaning; "
+                "use --recipe weight-activation or weight-activation-best."
+            )
+        changes["activations"] = recipe.activations.updated(bits=parse_bits(activation_bits))
     if epochs is not None or batch_size is not None:
         given = {"epochs": epochs, "batch_size": batch_size}
         changes["reconstruction"] = recipe.reconstruction.updated(**{k: v for k, v in given.items() if v is not None})
@@ -155,7 +177,7 @@ def show(report: "Report", console: Console) -> None:
         rounding = sum(error.rounding for error in errors) / len(errors)
         calibrated = sum(error.calibrated for error in errors) / len(errors)
         share = calibrated / rounding if rounding else 1.0
-        rows.append((str(bits), f"{rounding:.4g}", f"{calibrated:.4g}", f"{share:.2f}"))
+        rows.append((report.manifest.recipe.label(bits), f"{rounding:.4g}", f"{calibrated:.4g}", f"{share:.2f}"))
     title = "Mean error of the blocks against full precision"
     show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
     minutes = f" in {report.total_seconds / 60:.1f} minutes" if report.total_seconds else ""

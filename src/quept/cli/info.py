@@ -8,6 +8,7 @@ import typer
 from quept.cli.console import JsonFile, Quiet, check_target, clean, out, show_table, size, write_json
 
 if TYPE_CHECKING:
+    from quept.architectures import Architecture
     from quept.spec import Recipe
 
 
@@ -18,6 +19,7 @@ def info(
 ) -> None:
     """Show what an artifact is: widths, sizes, block errors, where it came from."""
     check_target("--json", json_file)
+    from quept.architectures import architecture_of
     from quept.nn.size import full_precision_bytes, packed_bytes
     from quept.precision import elastic_linears
     from quept.storage import load
@@ -25,6 +27,7 @@ def info(
     model = load(directory)
     manifest = model.quept_manifest
     recipe, provenance = manifest.recipe, manifest.provenance
+    architecture = architecture_of(manifest.architecture)
     stored = sum(record.bytes for record in manifest.files.values())
     parameters = sum(layer.weight.numel() for layer in elastic_linears(model).values())
     facts = [
@@ -35,11 +38,13 @@ def info(
         ("full precision", size(full_precision_bytes(model, model.dtype))),
         ("recipe", f"{recipe.name}, groups {' '.join('{' + listed(group) + '}' for group in recipe.groups.groups)}"),
         ("adapters", adapters(recipe)),
+        ("rotation", "QuaRot" if recipe.rotation.enabled else "none"),
+        ("activations", activations(recipe)),
+        ("quantized inputs", inputs(architecture) if recipe.activations.bits else "none"),
         ("learned rounding", f"at {listed(recipe.weight_spec.learned_rounding)} bits"),
         (
             "granularity",
-            f"groups of {recipe.granularity.group_size} inputs at {listed(recipe.granularity.grouped_bits)} bits, else "
-            "per output channel",
+            granularity(recipe),
         ),
         (
             "calibrated on",
@@ -65,7 +70,7 @@ def info(
                 "error_ratio": sum(ratios) / len(ratios) if ratios else 1.0,
             }
         )
-    rows = [(str(w["bits"]), size(int(w["bytes"])), f"{w['error_ratio']:.2f}") for w in widths]
+    rows = [(recipe.label(int(w["bits"])), size(int(w["bytes"])), f"{w['error_ratio']:.2f}") for w in widths]
     show_table(console, "Widths", ("bits", "packed size", "block error / rounding's"), rows)
     write_json(
         json_file,
@@ -81,6 +86,28 @@ def info(
 def listed(widths: Iterable[int]) -> str:
     """Widths as `2,3,4`, or `no`."""
     return ",".join(map(str, widths)) or "no"
+
+
+def granularity(recipe: "Recipe") -> str:
+    """How many weights share a scale, in words."""
+    grouped = [bits for bits in recipe.bits if bits in recipe.granularity.grouped_bits]
+    if not grouped:
+        return "per output channel"
+    return f"groups of {recipe.granularity.group_size} inputs at {listed(grouped)} bits, else per output channel"
+
+
+def activations(recipe: "Recipe") -> str:
+    """How activations are rounded, in words."""
+    settings = recipe.activations
+    if not settings.bits:
+        return "full precision"
+    shared = "token" if settings.group_size is None else f"{settings.group_size} channels of a token"
+    return f"at {listed(settings.bits)} bits, symmetric, one range per {shared}"
+
+
+def inputs(architecture: "Architecture") -> str:
+    """The tensors that are rounded in every block, as the linears that read them."""
+    return "; ".join(" ".join(readers) for readers in architecture.inputs)
 
 
 def adapters(recipe: "Recipe") -> str:

@@ -105,9 +105,7 @@ class ElasticLinear(nn.Module):
         self.input = input
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Module, spec: WeightSpec, path: str, input: ElasticInput | None = None
-    ) -> Self:
+    def from_linear(cls, linear: nn.Module, spec: WeightSpec, path: str, input: ElasticInput | None = None) -> Self:
         """From `nn.Linear` or transformers' `Conv1D`, whose weight is `(in, out)`."""
         bias = linear.bias
         assert bias is None or isinstance(bias, Tensor)

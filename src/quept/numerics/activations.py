@@ -21,8 +21,8 @@ def highest_code(bits: int) -> int:
 def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: int | None = None) -> Tensor:
     """`s * clamp(round(x / s), -highest - 1, highest)` with `s = share * max|x| / highest` of the token's range.
 
-    `share`, in (0, 1], and `highest` are scalars. Differentiable in it, and straight-through in the values, for which each range counts
-    as a constant. A range of zeros stays zero.
+    `share`, in (0, 1], and `highest` are scalars. Differentiable in the share, and straight-through in the values, for
+    which each range counts as a constant. A range of zeros stays zero.
     """
     grouped = _split(values.to(torch.float32), group_size)
     step = share * grouped.detach().abs().amax(-1, keepdim=True) / highest

@@ -180,9 +180,7 @@ def _rotate_outputs(linear: ElasticLinear, rotation: Callable[[Tensor], Tensor])
         linear.bias.copy_(rotation(linear.bias.double()))
 
 
-def _rotate_values(
-    block: nn.Module, producer: str, consumers: tuple[str, ...], values: Values, config: Any
-) -> None:
+def _rotate_values(block: nn.Module, producer: str, consumers: tuple[str, ...], values: Values, config: Any) -> None:
     """Rotate each head's values where they are made, and take the rotation out again behind attention."""
     made, taken = _linear(block, producer), [_linear(block, path) for path in consumers]
     channels = taken[0].in_features

@@ -59,9 +59,7 @@ class Smooth(Transform):
     def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Search the scales, and move them into the block's weights."""
         recipe = self.recipe
-        scales = fit(
-            block, place.architecture, place.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits
-        )
+        scales = fit(block, place.architecture, place.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits)
         scales.fold(block, place.architecture)
         return scales.columns
 
