@@ -293,17 +293,23 @@ def test_what_is_compiled_quantizes_as_the_library_does(bits):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_pass_gives_what_the_plain_one_gives(tiny_model, windows):
-    block, hidden = first_block(tiny_model("llama"), windows)
+@pytest.mark.parametrize("activation_bits", [(), (2, 4, 8)])
+def test_a_compiled_pass_gives_what_the_plain_one_gives(activation_bits, tiny_model, windows):
+    # The last block of the one it has is the first as well, so that what is rotated at both ends is compiled, too.
+    rotation = {"activations": {"bits": activation_bits}, "rotation": {"enabled": bool(activation_bits)}}
+    block, hidden = first_block(tiny_model("llama", num_hidden_layers=1), windows, recipe(**rotation))
     notes, found = [], []
     for forward in (PlainPass(), CompiledPass(notes.append)):
         for layer in block.linears.values():
             layer.offsets.clear()
             layer.learn_rounding()
             layer.override = forward.weight(layer, 2)
+        learned = [layer.offsets[2] for layer in block.linears.values()]
+        for each in block.inputs if activation_bits else ():
+            learned.append(each.clipping["2"].requires_grad_(True))
+            each.override = each.grid(2)
         output = forward(block.call, block.module, hidden)
-        offsets = [layer.offsets[2] for layer in block.linears.values()]
-        found.append((output.detach(), torch.autograd.grad(output.square().mean(), offsets)))
+        found.append((output.detach(), torch.autograd.grad(output.square().mean(), learned)))
         for layer in block.linears.values():
             layer.override = None
     assert not notes

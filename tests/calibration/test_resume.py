@@ -21,9 +21,9 @@ class Killed(BaseException):
     """Stands for the death of the process."""
 
 
-@pytest.fixture
-def recipe():
-    paper = quept.load_recipe("paper").with_bits((2, 4, 8))
+@pytest.fixture(params=["paper", "weight-activation"])
+def recipe(request):
+    paper = quept.load_recipe(request.param).with_bits((2, 4, 8))
     return paper.updated(adapter=paper.adapter.updated(rank=2), reconstruction=paper.reconstruction.updated(epochs=1))
 
 
