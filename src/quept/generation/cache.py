@@ -1,9 +1,9 @@
 """A key-value cache that is stored packed, at the widths of the model's `KeyValues`.
 
 Keys and values are rotated and quantized once, when a token is stored, at the width that the layer has at this moment;
-a later change of the width leaves stored tokens as they are. Each layer hands out the dequantized, still rotated tensors
-of its tokens, and the attention rotates only its queries. A layer without a width stores plain tensors, and nothing
-about it is rotated until it first has one.
+a later change of the width leaves stored tokens as they are. Each layer hands out dequantized, still rotated tensors of
+its tokens, and the attention rotates only its queries. A layer without a width stores plain tensors, and nothing about
+it is rotated until it first has one.
 
 With all tokens stored at one width, generation equals, bit for bit in the keys and values that the attention sees,
 generation with a plain cache under the simulation in `quept.architectures.attention`.
@@ -55,11 +55,13 @@ class KeyValueCache(Cache):  # type: ignore[misc]
 
     def bytes(self) -> int:
         """Bytes held in memory, with the room that buffers have to grow."""
-        return sum(layer.bytes() for layer in self.layers)
+        held: int = sum(layer.bytes() for layer in self.layers)
+        return held
 
     def bytes_at(self, dtype: torch.dtype) -> int:
         """Bytes that the tokens now held would take as plain tensors of `dtype`."""
-        return sum(layer.numbers() for layer in self.layers) * dtype.itemsize
+        numbers: int = sum(layer.numbers() for layer in self.layers)
+        return numbers * dtype.itemsize
 
 
 class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]

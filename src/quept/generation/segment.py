@@ -36,7 +36,7 @@ class Segment:
         """The states of all tokens, dequantized. They may be a view of the buffer."""
         if self.bits is None:
             return self._live()
-        codes, scale, zero_point = self._live().split((bytes_per_row(self._size, self.bits), 2, 1), dim=-1)
+        codes, scale, zero_point = torch.split(self._live(), [bytes_per_row(self._size, self.bits), 2, 1], dim=-1)
         # Contiguous, because bytes of a float16 may start anywhere in a row.
         scale = scale.contiguous().view(torch.float16)
         return dequantize(Quantized(unpack(codes, self.bits, self._size), scale, zero_point), self._dtype)

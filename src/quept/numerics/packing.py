@@ -1,8 +1,8 @@
 """Codes of 2 to 8 bits in as many bits, without waste.
 
-Eight codes of `b` bits take `b` bytes, one for each bit plane, the lowest bits' first: bit `i` of byte `p` is bit `p` of
-code `i`. The last eight are filled up with zeros. Every width is the same few steps on whole planes: eight codes, a byte
-each, are one 64-bit integer, from which a multiplication gathers one bit of each byte; the way back is a table.
+Eight codes of `b` bits take `b` bytes, one for each bit plane, the lowest bits' first: bit `i` of byte `p` is bit `p`
+of code `i`. The last eight are filled up with zeros. Every width is the same few steps on whole planes: eight codes, a
+byte each, are one 64-bit integer, from which a multiplication gathers one bit of each byte; the way back is a table.
 """
 
 from functools import lru_cache
@@ -31,12 +31,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     """The inverse of `pack`: `(..., n)` uint8."""
-    planes = packed.unflatten(-1, (-1, bits))
+    *rows, width = packed.shape
+    planes = packed.reshape(*rows, width // bits, bits)
     eights = torch.zeros(planes[..., 0].numel(), dtype=torch.int64, device=packed.device)
     for plane in range(bits):
         # By index_select: three times as fast on a CPU as indexing, and this is most of what reading a cache costs.
         eights |= _spread(plane, packed.device).index_select(0, planes[..., plane].flatten().int())
-    return eights.view(torch.uint8).view(*packed.shape[:-1], -1)[..., :n]
+    return eights.view(torch.uint8).view(*rows, width // bits * 8)[..., :n]
 
 
 @lru_cache(maxsize=64)
