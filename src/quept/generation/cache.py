@@ -88,7 +88,8 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Learn shape, dtype and device from the first tokens, `(batch, heads, tokens, head size)`."""
-        self._latest = torch.stack((key_states, value_states))[..., :0, :]
+        batch, heads, _, size = key_states.shape
+        self._latest = key_states.new_empty(2, batch, heads, 0, size)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,8 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.sliding_window is not None:
             # While the past is recorded, more is held than the mask has columns for.
             held = held[..., -(self.sliding_window - 1 + states.shape[-2]) :, :]
-        self._forget_what_no_window_reaches()
+        if not self.record_past:
+            self._forget_what_no_window_reaches()
         keys, values = held.unbind(0)
         if self._rotated:
             key_values.hand_out(keys)
@@ -215,11 +217,10 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
     def _forget_what_no_window_reaches(self) -> None:
-        if not self.record_past:
-            excess = self._held() - self._reach(self._seen)
-            for segment in self._segments:
-                excess -= segment.drop_first(excess)
-            self._latest = self._latest[..., excess:, :]
+        excess = self._held() - self._reach(self._seen)
+        for segment in self._segments:
+            excess -= segment.drop_first(excess)
+        self._latest = self._latest[..., excess:, :].clone()
         self._segments = [segment for segment in self._segments if len(segment)]
 
     def _reach(self, seen: int) -> int:
