@@ -64,6 +64,17 @@ def test_gradients_flow_back_through_the_rotation():
     assert torch.allclose(keys.grad, rotated.grad @ Rotation.of(16)(torch.eye(16)).T, atol=1e-5)
 
 
+def test_what_was_first_used_for_inference_can_be_trained():
+    key_values = KeyValues("path", rotates_values=True)
+    keys, values = states(28)
+    with torch.inference_mode():
+        key_values.rotate(keys, values)
+        key_values.rotate_back(values)
+    rotated, _ = key_values.rotate(keys.requires_grad_(), values)
+    (rotated.sum() + key_values.rotate_back(keys).sum()).backward()
+    assert keys.grad is not None
+
+
 def test_a_handed_out_tensor_is_known_by_identity_and_once():
     key_values = KeyValues("path", rotates_values=True)
     keys, other = states(8)

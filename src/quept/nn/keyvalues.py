@@ -1,7 +1,6 @@
 """How one attention layer's keys and values are quantized (QuaRot, arXiv 2404.00456)."""
 
 import weakref
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +72,22 @@ def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
     return (vectors.to(matrix.dtype) @ matrix).to(vectors.dtype)
 
 
-@lru_cache(maxsize=64)
+_ROTATIONS: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+
 def _rotation(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix by which row vectors are rotated, `(size, size)`; its transpose rotates them back.
 
     Heads are so narrow that one product with a dense matrix is faster than several with its factors.
     """
-    return Rotation.of(size)(torch.eye(size, dtype=torch.float64)).to(device, dtype)
+    # Not by functools.cache, past which torch.compile would look into the construction, and warn.
+    matrix = _ROTATIONS.get((size, dtype, device))
+    return _make_rotation(size, dtype, device) if matrix is None else matrix
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _make_rotation(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # where it could not be used for training afterwards
+        matrix = Rotation.of(size)(torch.eye(size, dtype=torch.float64)).to(device, dtype)
+    _ROTATIONS[size, dtype, device] = matrix
+    return matrix

@@ -39,7 +39,11 @@ def dequantize(quantized: Quantized, dtype: torch.dtype) -> Tensor:
 
 
 def fake_quantize(values: Tensor, bits: int) -> Tensor:
-    """`dequantize(quantize(values, bits), values.dtype)`; the gradient is 1 inside the range and 0 outside."""
+    """`dequantize(quantize(values, bits), values.dtype)`; the gradient is 1 inside the range and 0 outside.
+
+    The equality is exact as PyTorch runs it. `torch.compile` leaves out the scale's rounding to float16, a relative
+    2**-11, unless its option `emulate_precision_casts` is set.
+    """
     result: Tensor = _FakeQuantize.apply(values, bits)  # type: ignore[no-untyped-call]
     return result
 
