@@ -7,6 +7,7 @@ from transformers import AttentionInterface
 from quept.architectures import ARCHITECTURES, architecture_of
 from quept.architectures.attention import attach, install, is_installed
 from quept.errors import InvalidInput
+from quept.numerics.hadamard import Rotation
 
 ATTENTION = {"gpt_neox": "attention", "gpt2": "attn"}
 BOTH = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -103,17 +104,24 @@ def test_more_bits_are_closer(model, windows):
     assert errors[2] < 0.1
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_weights_that_hold_the_values_rotation_are_not_rotated_again(family, tiny_model, windows):
-    """Values quantized as they are, and without a rotation of the output."""
-    model = tiny_model(family)
-    attached = attach_all(model, rotates_values=False, bits=2)
-    without = logits(model, windows)
+@torch.no_grad()
+def test_weights_that_hold_the_values_rotation_give_the_same(tiny_model, windows):
+    rotating, holding = tiny_model("llama", head_dim=12), tiny_model("llama", head_dim=12)
+    rotation = Rotation.of(12)
+    for layer in holding.model.layers:
+        values, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        values.copy_(rotation(values.T.unflatten(1, (-1, 12))).flatten(1).T)
+        output.copy_(rotation(output.unflatten(1, (-1, 12))).flatten(1))
+    exact = logits(rotating, windows)
+    assert relative_error(logits(holding, windows), exact) < 1e-5
+    attach_all(rotating, rotates_values=True, bits=4)
+    attached = attach_all(holding, rotates_values=False, bits=4)
+    expected = logits(rotating, windows)
+    assert relative_error(logits(holding, windows), expected) < 1e-3
+    # Rotated once more, values have other codes.
     for key_values in attached:
         key_values.rotates_values = True
-    assert relative_error(logits(model, windows), without) > 1e-2
-    plain = tiny_model(family)
-    assert relative_error(without, logits(plain, windows)) < 1
+    assert relative_error(logits(holding, windows), expected) > 1e-2
 
 
 def test_gradients_reach_every_weight_of_the_attention(model, windows):

@@ -179,6 +179,15 @@ def test_a_token_keeps_the_width_at_which_it_was_stored(widths, llama, windows):
             assert torch.allclose(actual, expected, atol=1e-5)
 
 
+def test_recent_tokens_stay_exact_when_a_layer_gets_its_first_width(llama, windows):
+    caches = DynamicCache(config=llama.config), KeyValueCache(llama, recent=20)
+    for bits, tokens in ((None, windows[:2, :9]), (2, windows[:2, 9:12]), (None, windows[:2, 12:15])):
+        set_bits(llama, None)
+        expected = step(llama, tokens, caches[0])
+        set_bits(llama, bits)
+        assert torch.allclose(step(llama, tokens, caches[1]), expected, atol=1e-4)
+
+
 def test_layers_have_widths_of_their_own(llama, windows):
     first, second = (module.key_values for module in attentions(llama))
     first.bits, second.bits = None, 2
@@ -235,6 +244,14 @@ def test_tokens_outside_the_window_are_forgotten(recent, tiny_model, windows):
     assert all(len(layer._segments) <= 1 for layer in cache.layers)
     assert cache.bytes() == sum(layers_held(cache))
     assert cache.bytes() < 64 * 2 * 2 * 2 * 8 * 4
+
+
+def test_a_long_prompt_s_memory_is_given_back_at_once(tiny_model):
+    model = with_key_values(tiny_model("mistral"), 8)
+    cache = KeyValueCache(model)
+    cache.layers[0].update(torch.ones(1, 2, 500, 8), torch.ones(1, 2, 500, 8))
+    # A row of eight codes, scale and zero, twice for each head: seven tokens, and room for 16.
+    assert cache.bytes() == sum(layers_held(cache)) == 4 * (8 + 3) * (7 + 16)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -310,6 +327,18 @@ def test_a_prompt_s_cache_can_be_copied_and_used_again(llama, windows):
         expected.append(result)
     assert not expected[0].equal(expected[2])
     assert prompt.get_seq_length() == 10
+
+
+@pytest.mark.parametrize("recent", [0, 2])
+def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(recent, llama, windows):
+    caches = KeyValueCache(llama, recent=recent), KeyValueCache(llama, recent=recent)
+    with torch.inference_mode():
+        llama(input_ids=windows[:2, :10], past_key_values=caches[0])
+        caches[0].reorder_cache(torch.tensor([0, 1]))
+    step(llama, windows[:2, :10], caches[1])
+    for tokens in windows[:2, 10:13].split(1, dim=1):
+        results = [step(llama, tokens, cache) for cache in caches]
+        assert results[0].equal(results[1])
 
 
 @pytest.mark.parametrize("recent", [-1, 1.0, True, None])
