@@ -334,7 +334,6 @@ def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(recent, llama, w
     caches = KeyValueCache(llama, recent=recent), KeyValueCache(llama, recent=recent)
     with torch.inference_mode():
         llama(input_ids=windows[:2, :10], past_key_values=caches[0])
-        caches[0].reorder_cache(torch.tensor([0, 1]))
     step(llama, windows[:2, :10], caches[1])
     for tokens in windows[:2, 10:13].split(1, dim=1):
         results = [step(llama, tokens, cache) for cache in caches]
