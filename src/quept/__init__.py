@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from quept.calibration import Progress, Report, calibrate
     from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
     from quept.evaluation import evaluate_widths, perplexity
-    from quept.plan import PrecisionPlan
+    from quept.generation import KeyValueCache
+    from quept.plan import PrecisionPlan, Widths
     from quept.precision import at_precision, precision_of, set_precision
     from quept.recipes import load_recipe
     from quept.spec import Recipe
@@ -22,7 +23,8 @@ _HOME = {
     "calibration": ("Progress", "Report", "calibrate"),
     "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
     "evaluation": ("evaluate_widths", "perplexity"),
-    "plan": ("PrecisionPlan",),
+    "generation": ("KeyValueCache",),
+    "plan": ("PrecisionPlan", "Widths"),
     "precision": ("at_precision", "precision_of", "set_precision"),
     "recipes": ("load_recipe",),
     "spec": ("Recipe",),
@@ -34,11 +36,13 @@ __all__ = [
     "CalibrationFailed",
     "CorruptArtifact",
     "InvalidInput",
+    "KeyValueCache",
     "PrecisionPlan",
     "Progress",
     "QueptError",
     "Recipe",
     "Report",
+    "Widths",
     "at_precision",
     "calibrate",
     "evaluate_widths",

@@ -1,4 +1,4 @@
-"""What an artifact's model is made of: elastic linears, what their inputs go through, and online transforms.
+"""What an artifact's model is made of: elastic linears, what their inputs go through, transforms, keys and values.
 
 Calibration puts a block together like this before it trains it, and loading does before it reads the tensors.
 """
@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from quept.architectures import Place, architecture_of
+from quept.architectures.attention import attach
 from quept.nn import ElasticInput, ElasticLinear, replace_linears
 from quept.nn.elastic import weight_of
 from quept.nn.inputs import OnlineTransform
@@ -17,12 +18,15 @@ from quept.transforms import Transform, transforms_of
 
 
 def make_elastic(model: Any, recipe: Recipe) -> None:
-    """Make a causal language model's blocks elastic, uncalibrated, in place."""
+    """Make a causal language model's blocks elastic, uncalibrated, in place; keys and values can be rounded, too."""
     architecture = architecture_of(model.config.model_type)
     blocks = architecture.block_list(model)
     transforms = transforms_of(recipe)
     for index, block in enumerate(blocks):
-        assemble(block, Place(architecture, model.config, index, len(blocks)), recipe, transforms)
+        place = Place(architecture, model.config, index, len(blocks))
+        assemble(block, place, recipe, transforms)
+        # Where values are rotated in the weights, rotating them again would undo it.
+        attach(block, place.path, architecture.attention, rotates_values=not recipe.rotation.enabled)
 
 
 def assemble(

@@ -1,12 +1,13 @@
 """Choosing the widths a model runs at, while it runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
 from quept.errors import InvalidInput
 from quept.nn import DerivedWeights, ElasticLinear, nearest
+from quept.nn.keyvalues import KeyValues
 from quept.plan import FULL, PlannedWidth, PrecisionPlan, Widths
 from quept.spec import Activations
 
@@ -24,28 +25,38 @@ def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
     return layers
 
 
+def key_values(model: nn.Module) -> dict[str, KeyValues]:
+    """What decides on the width of keys and values, by the attention's module path; empty for a model without."""
+    return {module.path: module for module in model.modules() if isinstance(module, KeyValues)}
+
+
 def set_precision(model: nn.Module, precision: Precision) -> None:
     """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
 
     A width is a number, for weights and for the activations that were calibrated with them, or names what it is of:
-    `"w4a8"`, `"w4a16"`. Nothing else changes. Raises `InvalidInput`, with the model untouched, for a width that was not
-    calibrated and for a plan that names unknown layers.
+    `"w4a8"`, `"w4a4kv4"`, `"kv4"`. What is not named stays as it is, and so does the key-value cache of a generation in
+    progress. Raises `InvalidInput`, with the model untouched, for a width that was not calibrated and for a plan that
+    names unknown layers.
     """
-    layers = elastic_linears(model)
-    plan = _as_plan(precision, layers)
-    if unknown := sorted(map(str, set(plan.bits) - set(layers))):
+    layers, attentions = elastic_linears(model), key_values(model)
+    plan = _as_plan(precision, layers, attentions)
+    if unknown := sorted(map(str, set(plan.bits) - set(layers) - set(attentions))):
         raise InvalidInput(
             f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
             f"{sorted(layers)[:3]}."
         )
-    chosen = {path: _widths_of(layers[path], planned) for path, planned in plan.bits.items()}
+    chosen = {path: _widths_of(layers[path], planned) for path, planned in plan.bits.items() if path in layers}
+    kept = {path: _kept_width(planned) for path, planned in plan.bits.items() if path in attentions}
     for path, (bits, activation_bits) in chosen.items():
         layers[path].bits, layers[path].activation_bits = bits, activation_bits
+    for path, bits in kept.items():
+        attentions[path].bits = bits
 
 
 def precision_of(model: nn.Module) -> PrecisionPlan:
     """The plan in force."""
-    return PrecisionPlan({path: _planned(layer) for path, layer in elastic_linears(model).items()})
+    linears = {path: _planned(layer) for path, layer in elastic_linears(model).items()}
+    return PrecisionPlan({**linears, **{path: each.bits for path, each in key_values(model).items()}})
 
 
 @contextmanager
@@ -64,7 +75,9 @@ def rounded_to_nearest(model: nn.Module, precision: int | str | Widths) -> Itera
     """Run the enclosed code with plain rounding to nearest: the baseline, at the same granularity."""
     layers = list(elastic_linears(model).values())
     widths = [_widths_of(layer, precision) for layer in layers]
+    kept = Widths(keys_values=Widths.parse(precision).keys_values)
     with ExitStack() as stack:
+        stack.enter_context(at_precision(model, kept))
         for layer, (bits, activation_bits) in zip(layers, widths, strict=True):
             stack.enter_context(nearest([layer], bits, activation_bits))
         yield
@@ -78,12 +91,14 @@ def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights
     return residency
 
 
-def _as_plan(precision: Precision, layers: Mapping[str, ElasticLinear]) -> PrecisionPlan:
+def _as_plan(precision: Precision, linears: Iterable[str], attentions: Iterable[str]) -> PrecisionPlan:
     if isinstance(precision, PrecisionPlan):
         return precision
     if isinstance(precision, Mapping):
         return PrecisionPlan(precision)
-    return PrecisionPlan(dict.fromkeys(layers, precision))
+    widths = Widths.parse(precision)
+    named = [*(linears if widths.weights is not None else ()), *(attentions if widths.keys_values is not None else ())]
+    return PrecisionPlan(dict.fromkeys(named, widths))
 
 
 def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tuple[int | None, int | None]:
@@ -103,6 +118,13 @@ def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tupl
             + ("; choose one of these." if calibrated.bits else ": calibrate with the recipe weight-activation.")
         )
     return bits, widths.activations
+
+
+def _kept_width(planned: PlannedWidth) -> int | None:
+    """The width of keys and values that a plan's entry for an attention means; None is full precision."""
+    widths = Widths.parse(planned)
+    bits = widths.weights if widths.keys_values is None else widths.keys_values
+    return None if bits == FULL else bits
 
 
 def _planned(layer: ElasticLinear) -> PlannedWidth:

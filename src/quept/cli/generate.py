@@ -1,18 +1,27 @@
 """`quept generate`."""
 
 import copy
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from quept.cli.console import Device, JsonFile, Quiet, check_target, write_json
+from quept.cli.console import Device, JsonFile, Quiet, check_target, out, size, write_json
 from quept.errors import InvalidInput
 
 
 def generate(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")],
-    bits: Annotated[int | None, typer.Option(help="The width to run at. Default: full precision.")] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(help="The width to run at: 4, w4a8 or w4a4kv4. Default: full precision."),
+    ] = None,
+    kv_bits: Annotated[
+        int | None, typer.Option(help="Width at which keys and values are kept, 2 to 8. Default: full precision.")
+    ] = None,
+    kv_recent: Annotated[
+        int, typer.Option(min=0, help="The latest tokens whose keys and values stay in full precision.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; higher is more varied.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = 0,
@@ -20,18 +29,24 @@ def generate(
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a text at one width. The text appears as it is generated."""
+    """Continue a text at one width. The text appears as it is generated.
+
+    With [bold]--kv-bits[/] keys and values are stored packed at that width, and what that saves is told at the end.
+    """
     import torch
     from transformers import TextStreamer
 
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
+    from quept.generation import KeyValueCache
+    from quept.plan import FULL, Widths
     from quept.storage import load
 
     check_target("--json", json_file)
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise InvalidInput("The prompt is not valid text in this terminal's encoding; give UTF-8.")
-    model = load(directory, bits, device=device)
+    precision = Widths.parse(bits).with_keys_values(kv_bits)
+    model = load(directory, precision, device=device)
     tokenizer = open_tokenizer(directory)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if not inputs["input_ids"].numel():
@@ -56,7 +71,17 @@ def generate(
         pad_token_id=settings.pad_token_id if settings.pad_token_id is not None else ends[0],
     )
     streamer = None if quiet or str(json_file) == "-" else TextStreamer(tokenizer, skip_special_tokens=True)
+    cache = KeyValueCache(model, kv_recent) if precision.keys_values not in (None, FULL) else None
+    if cache is not None:
+        inputs["past_key_values"] = cache
     with torch.inference_mode(), transformers_quiet():
         tokens = model.generate(**inputs, generation_config=settings, streamer=streamer)
     text = tokenizer.decode(tokens[0], skip_special_tokens=True)
-    write_json(json_file, {"bits": bits, "prompt": prompt, "text": text, "tokens": tokens[0].tolist()})
+    report: dict[str, Any] = {"precision": str(precision), "prompt": prompt, "text": text, "tokens": tokens[0].tolist()}
+    if cache is not None:
+        held, plain = cache.bytes(), cache.bytes_at(torch.bfloat16)
+        report["cache"] = {"tokens": cache.get_seq_length(), "bytes": held, "bfloat16_bytes": plain}
+        out(quiet, json_file).print(
+            f"Keys and values of {cache.get_seq_length():,} tokens take {size(held)}; in bfloat16 {size(plain)}."
+        )
+    write_json(json_file, report)

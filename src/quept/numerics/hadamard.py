@@ -162,7 +162,8 @@ def _multiply(values: Tensor, order: int, inverse: bool) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _rotation(factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return (_base(factor).to(torch.float64) / sqrt(factor)).to(device, dtype)
+    with torch.inference_mode(False):  # where it could not be used for training afterwards
+        return (_base(factor).to(torch.float64) / sqrt(factor)).to(device, dtype)
 
 
 @cache
