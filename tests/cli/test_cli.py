@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import quept
 from quept.cli import main
@@ -97,6 +98,63 @@ def test_generate_continues_the_prompt_at_a_width(workplace, capfd, tmp_path):
     assert result["tokens"] == expected[0].tolist()
 
 
+@pytest.fixture(scope="module")
+def rounded_activations(workplace):
+    """An artifact of weights and activations."""
+    arguments = ("calibrate", workplace / "model", "-o", workplace / "activations", "--data", workplace / "text.txt")
+    recipe = ("--recipe", "weight-activation", "--bits", "2,4,8", "--activation-bits", "4,8")
+    assert run(*arguments, *recipe, *SMALL) == 0
+    return workplace / "activations"
+
+
+def test_precisions_of_several_kinds_are_measured_side_by_side(rounded_activations, workplace, capfd):
+    data = ("--data", workplace / "text.txt", "--sequence-length", "16", "--baseline")
+    assert run("evaluate", rounded_activations, *data, "--bits", "2,w4a8,w4a4kv2,kv8", "--json", "-") == 0
+    results = json.loads(capfd.readouterr().out)["results"]
+    assert [(row["bits"], row["precision"]) for row in results] == [
+        (2, "2"),
+        (4, "w4a8"),
+        (4, "w4a4kv2"),
+        (16, "kv8"),
+    ]
+    assert len({row["perplexity"] for row in results}) == len({row["baseline"] for row in results}) == 4
+    assert run("evaluate", rounded_activations, *data, "--bits", "4", "--kv-bits", "2", "--json", "-") == 0
+    (row,) = json.loads(capfd.readouterr().out)["results"]
+    assert row["perplexity"] == pytest.approx(results[2]["perplexity"])
+    assert run("evaluate", rounded_activations, *data) == 0
+    assert "w4a8" not in capfd.readouterr().out
+
+
+def test_generate_tells_what_a_packed_cache_saves(rounded_activations, capfd):
+    arguments = ("generate", rounded_activations, "--prompt", "a plain text", "--bits", "w4a8", "--max-new-tokens", "8")
+    assert run(*arguments, "--kv-bits", "4") == 0
+    shown = capfd.readouterr().out
+    assert "Keys and values of" in shown
+    assert "in bfloat16" in shown
+    assert run(*arguments, "--kv-bits", "4", "--json", "-") == 0
+    packed = json.loads(capfd.readouterr().out)
+    assert packed["precision"] == "w4a8kv4"
+    assert packed["cache"]["tokens"] == len(packed["tokens"]) - 1
+    model = quept.load(rounded_activations, "w4a8kv4")
+    prompt = torch.tensor([packed["tokens"][:-8]])
+    expected = model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert packed["tokens"] == expected[0].tolist(), "the simulated cache"
+
+
+def test_info_names_what_is_rounded(rounded_activations, capfd):
+    assert run("info", rounded_activations) == 0
+    shown = capfd.readouterr().out
+    for expected in (
+        "QuaRot",
+        "at 4,8 bits, symmetric, one range per token",
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj; self_attn.o_proj; mlp.gate_proj mlp.up_proj",
+        "w2a8",
+        "w4a4",
+        "per output channel",
+    ):
+        assert expected in " ".join(shown.split())
+
+
 def test_info_names_widths_recipe_and_origin(workplace, capfd):
     assert run("info", workplace / "artifact") == 0
     shown = capfd.readouterr().out
@@ -143,7 +201,21 @@ MISTAKES = {
     "unknown command": ("quantize", 2, "quantize"),
     "weights truncated": ("calibrate {w}/truncated {data} {out}", 2, "safetensors"),
     "no artifact": ("evaluate {w}/nowhere {data}", 2, "nowhere"),
-    "width not in the artifact": ("generate {w}/artifact --prompt a --bits 9", 2, "9 bits"),
+    "width that is none": ("generate {w}/artifact --prompt a --bits 9", 2, "widths go from 2 to 8"),
+    "precision unreadable": ("generate {w}/artifact --prompt a --bits w4x8", 2, "w4a8"),
+    "activations not calibrated": ("generate {w}/artifact --prompt a --bits w4a8", 2, "weight-activation"),
+    "keys and values of 9 bits": ("generate {w}/artifact --prompt a --kv-bits 9", 2, "widths go from 2 to 8"),
+    "keys and values of 1 bit": ("evaluate {w}/artifact {data} --kv-bits 1", 2, "widths go from 2 to 8"),
+    "activations of a recipe without": (
+        "calibrate {w}/model {data} {out} --recipe paper --activation-bits 4",
+        2,
+        "--recipe weight-activation",
+    ),
+    "activation bits unreadable": (
+        "calibrate {w}/model {data} {out} --recipe weight-activation --activation-bits four",
+        2,
+        "cannot be read",
+    ),
     "prompt empty": ("generate {w}/artifact --prompt  --bits 4", 2, "prompt"),
     "evaluate: windows too long": ("evaluate {w}/artifact {data} --sequence-length 65", 2, "64"),
     "plot of another kind": ("evaluate {w}/artifact {data} --plot plot.pdf", 2, ".png"),

@@ -92,9 +92,9 @@ def test_magnitudes_outside_float16_are_cut_off_and_never_undefined(bits, magnit
     assert stored.scale.isfinite().all()
     assert result.isfinite().all()
     assert result.equal(fake_quantize(given, bits))
-    # The grid's ends lie within half a step of the range's.
+    # The grid's ends lie within half a step of the range's; 2**-8: the result is rounded to bfloat16.
     limit = given.float().abs().amax(-1, keepdim=True) + stored.scale.float() / 2
-    assert (result.float().abs() <= limit).all()
+    assert (result.float().abs() <= limit * (1 + 2**-8)).all()
 
 
 def test_the_widest_range_has_no_infinite_width():
@@ -104,11 +104,11 @@ def test_the_widest_range_has_no_infinite_width():
 
 
 def test_gradients_pass_inside_the_range_only():
-    given = torch.tensor([[-1.0, -0.5, 0.0, 0.25, 1.0, 0.1, 0.2, 0.3]], requires_grad=True)
+    given = torch.tensor([[0.6, 0.5, 0.0, 0.25, 1.0, 0.1, 0.2, 0.3]], requires_grad=True)
     weights = torch.arange(1.0, 9.0)
-    (fake_quantize(given, 8) * weights).sum().backward()
-    # The two ends are cut to 95 %: at 8 bits, that is several steps.
-    assert given.grad.tolist() == [[0.0, 2.0, 3.0, 4.0, 0.0, 6.0, 7.0, 8.0]]
+    (fake_quantize(given, 4) * weights).sum().backward()
+    # The largest is cut to 95 %, which is nearer to a code that there is not.
+    assert given.grad.tolist() == [[1.0, 2.0, 3.0, 4.0, 0.0, 6.0, 7.0, 8.0]]
 
 
 def test_more_bits_are_closer():
