@@ -53,7 +53,7 @@ def test_readers_share_one_computation_and_see_the_same_as_alone():
     outputs = [linear(states) for linear in module.values()]
     assert transform.calls == 1
     for linear, output in zip(module.values(), outputs, strict=True):
-        inputs = linear.input._compute(states, 4)
+        inputs = linear.input._rounded(states, 4)
         assert torch.equal(output, nn.functional.linear(inputs, linear.derive(8), linear.bias))
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from quept.errors import InvalidInput
 from quept.nn.inputs import ElasticInput
 from quept.nn.residency import DerivedWeights
-from quept.numerics import affine, planes, ranges, rounding
+from quept.numerics import affine, integer, planes, ranges, rounding
 from quept.spec import WeightSpec
 
 WHOLE = 20.0  # sigmoid(20) is 1 in float32
@@ -80,6 +80,7 @@ class ElasticLinear(nn.Module):
         self.out_features, self.in_features = out_features, in_features
         self.bits = self.activation_bits = None
         self.product_dtype = None
+        self.integers = False  # whether integer products may be used
         self.override: Tensor | None = None
         self.residency: DerivedWeights | None = None
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -139,6 +140,8 @@ class ElasticLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` at the current widths."""
+        if self._multiplies_integers(hidden):
+            return self._integer_product(hidden)
         if self.input is not None:
             hidden = self.input(hidden, self.activation_bits, self.path)
         weight = self.current_weight()
@@ -161,6 +164,31 @@ class ElasticLinear(nn.Module):
         if self.residency is None:
             return self.derive(self.bits)
         return self.residency.get(self.path, self.bits, self._derive_detached)
+
+    def _multiplies_integers(self, hidden: Tensor) -> bool:
+        """Whether codes are multiplied instead of what they stand for: where that is possible, and faster."""
+        if self.bits is None or self.activation_bits is None or self.residency is None or not self.integers:
+            return False
+        if self.override is not None or torch.is_grad_enabled() or self.scales_per_row(self.bits) > 1:
+            return False
+        assert self.input is not None
+        if self.input.override is not None or self.input.spec.group_size is not None:
+            return False
+        rows = hidden.numel() // max(1, self.in_features)
+        return integer.pays(rows, self.out_features, self.in_features, hidden.device)
+
+    def _integer_product(self, hidden: Tensor) -> Tensor:
+        assert self.bits is not None and self.activation_bits is not None
+        assert self.input is not None and self.residency is not None
+        tokens = self.input.codes(hidden, self.activation_bits, self.path)
+        weight = self.residency.get(self.path, self.bits, self._integer_weight, form="integers")
+        return integer.integer_linear(tokens, weight, self.bias, hidden.dtype)
+
+    def _integer_weight(self, bits: int) -> integer.IntegerWeight:
+        with torch.inference_mode(False), torch.no_grad():
+            codes, grid = self.codes(bits)
+            device = self.weight.device
+            return integer.IntegerWeight.of(codes.squeeze(1), grid.scale.flatten(), grid.zero_point.flatten(), device)
 
     def derive(self, bits: int) -> Tensor:
         """The dequantized weight at `bits`, `(out, in)` in the master's dtype; differentiable."""

@@ -6,16 +6,18 @@ Linears that read the same tensor share one of these, so that it is transformed 
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quept.numerics import activations
+from quept.numerics.integer import Tokens, quantize_tokens
 from quept.spec import Activations
 
 CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole
 
+Made = TypeVar("Made")
 OnlineTransform = Callable[[Tensor], Tensor]  # of the last dimension; what is learned makes it a module
 
 
@@ -31,8 +33,8 @@ class _Kept:
     """A result that readers of one tensor take once each."""
 
     tensor: weakref.ref[Tensor]
-    bits: int | None
-    result: Tensor
+    key: tuple[str, int | None]
+    result: Any
     served: set[str] = field(default_factory=set)
 
 
@@ -58,16 +60,15 @@ class ElasticInput(nn.Module):
 
     def forward(self, hidden: Tensor, bits: int | None, reader: str) -> Tensor:
         """`(..., in)` as the linear at `reader` multiplies it; `bits` None rounds nothing."""
-        if torch.is_grad_enabled() or len(self.readers) == 1:
-            return self._compute(hidden, bits)
-        kept = self._kept
-        if kept is None or kept.tensor() is not hidden or kept.bits != bits or reader in kept.served:
-            # The same reader once more: the tensor may have been written to in the meantime.
-            kept = self._kept = _Kept(weakref.ref(hidden), bits, self._compute(hidden, bits))
-        kept.served.add(reader)
-        if len(kept.served) == len(self.readers):
-            self._kept = None
-        return kept.result
+        return self._once(hidden, ("rounded", bits), reader, lambda: self._rounded(hidden, bits))
+
+    def codes(self, hidden: Tensor, bits: int, reader: str) -> Tokens:
+        """The same as integers, for a product of integers."""
+
+        def quantized() -> Tokens:
+            return quantize_tokens(self.transformed(hidden), self.grid(bits).share, bits)
+
+        return self._once(hidden, ("codes", bits), reader, quantized)
 
     def transformed(self, hidden: Tensor) -> Tensor:
         """`(..., in)` before it is rounded."""
@@ -97,7 +98,21 @@ class ElasticInput(nn.Module):
         """What calibration learns, by name."""
         return {f"clipping.{bits}": value for bits, value in self.clipping.items()}
 
-    def _compute(self, hidden: Tensor, bits: int | None) -> Tensor:
+    def _once(self, hidden: Tensor, key: tuple[str, int | None], reader: str, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once for all readers of a tensor; none is served twice."""
+        if torch.is_grad_enabled() or len(self.readers) == 1:
+            return make()
+        kept = self._kept
+        if kept is None or kept.tensor() is not hidden or kept.key != key or reader in kept.served:
+            # The same reader once more: the tensor may have been written to in the meantime.
+            kept = self._kept = _Kept(weakref.ref(hidden), key, make())
+        kept.served.add(reader)
+        if len(kept.served) == len(self.readers):
+            self._kept = None
+        result: Made = kept.result
+        return result
+
+    def _rounded(self, hidden: Tensor, bits: int | None) -> Tensor:
         hidden = self.transformed(hidden)
         grid = self.override
         if grid is None:

@@ -3,30 +3,40 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, cast
 
-from torch import Tensor
+
+class Sized(Protocol):
+    """A form of a weight: a tensor, or what an integer product wants."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+
+
+Form = TypeVar("Form", bound=Sized)
 
 
 @dataclass
 class DerivedWeights:
-    """Weights derived for a width, by layer path and width; the least recently used go first.
+    """Weights derived for a width, by layer path, width and form; the least recently used go first.
 
     `budget` is in bytes; None means no limit. A weight larger than the whole budget is derived at each use.
     """
 
     budget: int | None = None
     resident: int = 0
-    _weights: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict)
+    _weights: OrderedDict[tuple[str, int, str], Sized] = field(default_factory=OrderedDict)
 
-    def get(self, path: str, bits: int, derive: Callable[[int], Tensor]) -> Tensor:
-        """The weight of layer `path` at `bits`, derived now unless it is resident."""
-        key = (path, bits)
-        weight = self._weights.get(key)
-        if weight is not None:
+    def get(self, path: str, bits: int, derive: Callable[[int], Form], form: str = "dense") -> Form:
+        """The weight of layer `path` at `bits` in the form that `derive` gives, made now unless it is resident."""
+        key = (path, bits, form)
+        kept = self._weights.get(key)
+        if kept is not None:
             self._weights.move_to_end(key)
-            return weight
+            return cast(Form, kept)
         weight = derive(bits)
-        size = weight.numel() * weight.element_size()
+        size = weight.nbytes
         if self.budget is not None and size > self.budget:
             return weight
         while self.budget is not None and self.resident + size > self.budget:
@@ -43,10 +53,9 @@ class DerivedWeights:
     def widths(self) -> dict[int, int]:
         """Resident bytes by width."""
         sizes: dict[int, int] = {}
-        for (_, bits), weight in self._weights.items():
-            sizes[bits] = sizes.get(bits, 0) + weight.numel() * weight.element_size()
+        for (_, bits, _), weight in self._weights.items():
+            sizes[bits] = sizes.get(bits, 0) + weight.nbytes
         return dict(sorted(sizes.items()))
 
-    def _evict(self, key: tuple[str, int]) -> None:
-        weight = self._weights.pop(key)
-        self.resident -= weight.numel() * weight.element_size()
+    def _evict(self, key: tuple[str, int, str]) -> None:
+        self.resident -= self._weights.pop(key).nbytes

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from quept.numerics.affine import round_straight_through
 
+TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits, and its reciprocal may be infinite
 NARROWEST, CANDIDATES = 0.4, 25  # shares from the whole range down, 0.025 apart
 
 
@@ -25,9 +26,9 @@ def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: in
     which each range counts as a constant. A range of zeros stays zero.
     """
     grouped = _split(values.to(torch.float32), group_size)
-    step = share * grouped.detach().abs().amax(-1, keepdim=True) / highest
-    step = torch.where(step > 0, step, 1.0)
-    code = round_straight_through(grouped / step).clamp(-highest - 1, highest)
+    step = (share * grouped.detach().abs().amax(-1, keepdim=True) / highest).clamp_min(TINY)
+    # Times the reciprocal, as integer products are made: the codes must be the same.
+    code = round_straight_through(grouped * step.reciprocal()).clamp(-highest - 1, highest)
     return _join(code * step, values.shape[-1], group_size).to(values.dtype)
 
 
