@@ -1,0 +1,204 @@
+"""Linear layers in integers: activations quantized per token while the model runs, products of int8 summed in int32.
+
+`y = x_scale * w_scale * sum_k qx[k] * (qw[k] - z) + bias`, with the codes of the activation symmetric around zero, one
+scale per token, and the codes of the weight on an affine grid, one scale and zero point per output channel.
+
+Two products are known, and both are checked on the device at hand before they are used: that they exist, and that they
+are exact. Processors without VNNI or AMX saturate at sixteen bits on the way and are left out by that check.
+
+- `onednn`: a weight packed for the processor, the scale of the channels applied inside. Public to `torch.compile`'s
+  quantized models, not documented for others; its input is unsigned here because signed input has no fast
+  implementation on processors without AMX.
+- `int_mm`: `torch._int_mm`, plain int8 in and int32 out, on CPUs and CUDA devices.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Backend = Literal["onednn", "int_mm"]
+
+LARGEST_IN = (2**31 - 1) // (255 * 128)  # values whose products, one factor unsigned, sum within int32
+ZERO = 128  # of the unsigned codes of activations, and of weights that span more than int8
+CHUNK = 2**19  # values quantized at a time: float32 that two cores keep in their second-level caches
+TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits
+
+
+class Tokens(NamedTuple):
+    """A quantized activation, which every linear that reads it shares.
+
+    `codes` are uint8 `(tokens, in)`, the integer code plus 128; `scale` and `sums` (each token's sum of integer codes)
+    are float32 `(tokens, 1)`; `leading` are the dimensions in front of the channels.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    sums: Tensor
+    leading: torch.Size
+
+
+def quantize_tokens(x: Tensor, share: Tensor, bits: int) -> Tokens:
+    """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
+
+    `scale = share * max|x| / (2**(bits - 1) - 1)` and `code = clamp(round(x / scale))` to the signed integers of that
+    width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32, so
+    tokens of zeros have codes of zero. A token that is not finite has a scale that is not.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"activations have 2 to 8 bits here, not {bits}")
+    rows = x.reshape(-1, x.shape[-1])
+    highest = 2 ** (bits - 1) - 1
+    codes = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
+    scale, sums = torch.empty(2, len(rows), 1, device=x.device)
+    # Each operation is a pass over memory. In chunks that stay in the caches a pass costs a third.
+    size = max(1, CHUNK // rows.shape[1]) if x.device.type == "cpu" else max(1, len(rows))
+    room = torch.empty(min(size, len(rows)), rows.shape[1], device=x.device)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        torch.div(share * _largest(rows[part]), highest, out=scale[part]).clamp_min_(TINY)
+        steps = room[: len(scale[part])].copy_(rows[part]).div_(scale[part])
+        steps.round_().clamp_(-highest - 1, highest)
+        torch.sum(steps, -1, keepdim=True, out=sums[part])  # exact: far below 2**24
+        codes[part] = steps
+    # Adding 128 is flipping the sign bit; conversion to uint8 itself is several times slower than to int8.
+    return Tokens(codes.bitwise_xor_(-ZERO).view(torch.uint8), scale, sums, x.shape[:-1])
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """The weight `(out, in)` of a linear layer as the product `backend` wants it.
+
+    `packed` holds `qw - z` as int8 where that fits every weight, else `qw - 128`, and then `shift`, float32
+    `(1, out)`, is what each unit of a token's sum of codes adds: `(128 - z) * scale`. `scale` is float32 `(out,)`.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    shift: Tensor | None
+    shape: tuple[int, int]
+    backend: Backend
+
+    @classmethod
+    def of(
+        cls, codes: Tensor, scale: Tensor, zero_point: Tensor, device: torch.device, backend: Backend | None = None
+    ) -> "IntegerWeight":
+        """From uint8 codes `(out, in)`, scales `(out,)` and integral zero points `(out,)` from 0 to 255.
+
+        `backend` is the first that the device has unless it is given. `ValueError` if sums could leave int32 or the
+        device does not have the product.
+        """
+        if codes.shape[1] > LARGEST_IN:
+            raise ValueError(f"int32 holds sums over at most {LARGEST_IN} inputs, not {codes.shape[1]}")
+        usable = [known for known in backends(device.type) if backend in (None, known)]
+        if not usable:
+            raise ValueError(f"{device} has no exact integer product{f' {backend}' if backend else ''}")
+        return cls._made(codes, scale, zero_point, device, usable[0])
+
+    @classmethod
+    def _made(
+        cls, codes: Tensor, scale: Tensor, zero_point: Tensor, device: torch.device, backend: Backend
+    ) -> "IntegerWeight":
+        scale = scale.to(device, torch.float32).contiguous()
+        zero_point = zero_point.to(device, torch.int16)
+        signed, shift = codes.to(device, torch.int16) - zero_point.unsqueeze(1), None
+        if signed.numel() and (signed.amin() < -128 or signed.amax() > 127):
+            signed = codes.to(device, torch.int16) - ZERO
+            shift = ((ZERO - zero_point) * scale).unsqueeze(0)
+        packed = signed.to(torch.int8)
+        if backend == "onednn":
+            packed = torch.ops.onednn.qlinear_prepack(packed, None)
+        elif device.type == "cuda":
+            packed = F.pad(packed, (0, -packed.shape[1] % 8, 0, -packed.shape[0] % 8))
+        return cls(packed, scale, shift, (codes.shape[0], codes.shape[1]), backend)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes, scales and shifts; the packing's own filling, a few percent at most, is not counted."""
+        vectors = self.scale.nbytes + (0 if self.shift is None else self.shift.nbytes)
+        return self.shape[0] * self.shape[1] + vectors
+
+
+def integer_linear(
+    tokens: Tokens, weight: IntegerWeight, bias: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The product of a quantized activation and a weight, `(..., out)` in `dtype`; `bias` is `(out,)`.
+
+    The sum is exact in int32. Scales, shift and bias are applied in float32, rounded to `dtype` once at the end.
+    """
+    if tokens.codes.shape[1] != weight.shape[1]:
+        raise ValueError(f"the activation has {tokens.codes.shape[1]} channels, the weight {weight.shape[1]}")
+    result = _onednn(tokens, weight) if weight.backend == "onednn" else _int_mm(tokens, weight)
+    if weight.shift is not None:
+        result.addcmul_(tokens.sums, weight.shift)
+    result.mul_(tokens.scale)
+    if bias is not None:
+        result.add_(bias)
+    return result.to(dtype).reshape(*tokens.leading, weight.shape[0])
+
+
+def supported(device: torch.device) -> bool:
+    """Whether the device has an exact integer product."""
+    return bool(backends(device.type))
+
+
+@cache
+def backends(kind: str) -> tuple[Backend, ...]:
+    """The products that exist on this kind of device and are exact there, the faster one first."""
+    known: tuple[Backend, ...] = ("onednn", "int_mm") if kind == "cpu" else ("int_mm",)
+    return tuple(backend for backend in known if _exact(backend, torch.device(kind)))
+
+
+def _exact(backend: Backend, device: torch.device) -> bool:
+    """Whether sums of the largest products come out right; those that saturate on the way do not."""
+    signs = torch.ones(32, 256, dtype=torch.int16, device=device)
+    signs[::2, ::3] = -1
+    codes = (signs * 255 + 255).div(2).to(torch.uint8)  # 0 and 255
+    tokens = Tokens(codes, torch.ones(32, 1, device=device), torch.zeros(32, 1, device=device), torch.Size([32]))
+    ones = torch.ones(32, device=device)
+    try:
+        weight = IntegerWeight._made(codes, ones, ones * ZERO, device, backend)
+        result = integer_linear(tokens, weight)
+    except (AttributeError, RuntimeError, NotImplementedError):  # absent, or not for this device
+        return False
+    values = codes.to(torch.float64) - ZERO
+    return torch.equal(result.to(torch.float64), values @ values.T)
+
+
+def _onednn(tokens: Tokens, weight: IntegerWeight) -> Tensor:
+    """Sums times the weight's scale, float32 `(tokens, out)`."""
+    if not tokens.codes.numel():
+        return torch.zeros(len(tokens.codes), weight.shape[0])
+    zero_points = torch.zeros(weight.shape[0], dtype=torch.int32)
+    result: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *(tokens.codes, 1.0, ZERO),
+        *(weight.packed, weight.scale, zero_points),
+        None,  # a bias here would be scaled with the token
+        *(1.0, 0, torch.float32),
+        *("none", [], ""),
+    )
+    return result
+
+
+def _int_mm(tokens: Tokens, weight: IntegerWeight) -> Tensor:
+    """Sums times the weight's scale, float32 `(tokens, out)`."""
+    codes, (rows, out_features) = tokens.codes.view(torch.int8) ^ -ZERO, (len(tokens.codes), weight.shape[0])
+    if codes.device.type == "cuda":  # which wants more than 16 rows and multiples of eight
+        codes = F.pad(codes, (0, weight.packed.shape[1] - codes.shape[1], 0, max(17 - rows, 0)))
+    sums = torch._int_mm(codes, weight.packed.T)
+    return sums[:rows, :out_features] * weight.scale
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The largest magnitude of each row, float32 `(rows, 1)`."""
+    magnitudes = rows.abs()
+    if rows.element_size() == 2:  # positive floats are ordered as their bits are, and integers compare faster
+        return magnitudes.view(torch.int16).amax(-1, keepdim=True).view(rows.dtype).float()
+    return magnitudes.amax(-1, keepdim=True).float()
+
+
+def pays(rows: int, out_features: int, in_features: int, device: torch.device) -> bool:
+    return True
