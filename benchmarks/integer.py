@@ -14,6 +14,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -31,23 +32,25 @@ from quept.numerics.hadamard import Rotation
 # Output and input channels.
 SHAPES = ((256, 256), (512, 512), (1024, 1024), (2816, 1024), (1024, 2816), (4096, 1024), (1024, 4096), (4096, 4096))
 TOKENS = (1, 16, 64, 128, 256, 512, 2048)
-HIDDEN, HEADS, PREFILL = 1024, 16, 512
-INTERMEDIATE = (2816, 4096)
+# Hidden and intermediate size.
+BLOCKS = ((1024, 2816), (1024, 4096), (2048, 5632))
+HEADS, PREFILL = 16, 512
 SHARE = torch.tensor(0.95)
 
 
 class Shared:
     """The last activation that was quantized, for the linears that read the same one."""
 
-    def __init__(self, rotation: Rotation | None = None) -> None:
-        self.rotation = rotation
+    def __init__(self, rotation: Rotation | None, fused: bool) -> None:
+        self.rotation, self.fused = rotation, fused
         self.source: Tensor | None = None
         self.tokens: integer.Tokens | None = None
 
     def __call__(self, x: Tensor) -> integer.Tokens:
         if self.tokens is None or x is not self.source:
             self.source = x
-            self.tokens = integer.quantize_tokens(x if self.rotation is None else self.rotation(x), SHARE, 8)
+            x = x if self.rotation is None else self.rotation(x)
+            self.tokens = integer.quantize_tokens(x, SHARE, 8, fused=self.fused)
         return self.tokens
 
     def forget(self, *_: Any) -> None:
@@ -62,7 +65,7 @@ class IntegerLinear(nn.Module):
         self.weight, self.shared = quantized(linear.weight, shared.rotation), shared
 
     def forward(self, x: Tensor) -> Tensor:
-        return integer.integer_linear(self.shared(x), self.weight, None, x.dtype)
+        return integer.integer_linear(self.shared(x), self.weight, None, x.dtype, fused=self.shared.fused)
 
 
 def quantized(weight: Tensor, rotation: Rotation | None = None) -> integer.IntegerWeight:
@@ -74,7 +77,7 @@ def quantized(weight: Tensor, rotation: Rotation | None = None) -> integer.Integ
     return integer.IntegerWeight.of(codes, grid.scale.flatten(), grid.zero_point.flatten(), torch.device("cpu"))
 
 
-def in_integers(block: nn.Module, rotation: Rotation | None) -> nn.Module:
+def in_integers(block: nn.Module, rotation: Rotation | None, fused: bool) -> nn.Module:
     """A copy of a LLaMA block whose linears run in integers, the input of the last one rotated."""
     block = copy.deepcopy(block)
     groups = (
@@ -84,7 +87,7 @@ def in_integers(block: nn.Module, rotation: Rotation | None) -> nn.Module:
         (block.mlp, ("down_proj",), rotation),
     )
     for parent, names, rotated in groups:
-        shared = Shared(rotated)
+        shared = Shared(rotated, fused)
         for name in names:
             setattr(parent, name, IntegerLinear(getattr(parent, name), shared))
         getattr(parent, names[-1]).register_forward_hook(shared.forget)
@@ -107,6 +110,11 @@ def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[
     return found
 
 
+def whole(x: Tensor, weight: integer.IntegerWeight, fused: bool) -> Tensor:
+    tokens = integer.quantize_tokens(x, SHARE, 8, fused=fused)
+    return integer.integer_linear(tokens, weight, None, x.dtype, fused=fused)
+
+
 def linears(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for out_features, in_features in SHAPES:
@@ -114,19 +122,13 @@ def linears(repeats: int) -> list[dict[str, Any]]:
         half, packed = weight.bfloat16(), quantized(weight)
         for tokens in TOKENS:
             x = torch.randn(tokens, in_features).bfloat16()
-            ready = integer.quantize_tokens(x, SHARE, 8)
-            times = measure(
-                {
-                    "bf16": lambda x=x: F.linear(x, half),
-                    "int8": lambda x=x: integer.integer_linear(
-                        integer.quantize_tokens(x, SHARE, 8), packed, None, torch.bfloat16
-                    ),
-                    "int8, codes shared": lambda ready=ready: integer.integer_linear(
-                        ready, packed, None, torch.bfloat16
-                    ),
-                },
-                repeats,
-            )
+            runs = {"bf16": partial(F.linear, x, half)}
+            for fused in (False, True) if integer.fusible() else (False,):
+                name = f"int8{' fused' if fused else ''}"
+                runs[name] = partial(whole, x, packed, fused)
+                shared = integer.quantize_tokens(x, SHARE, 8)
+                runs[f"{name}, shared"] = partial(integer.integer_linear, shared, packed, None, x.dtype, fused=fused)
+            times = measure(runs, repeats)
             pays = integer.pays(tokens, out_features, in_features, torch.device("cpu"))
             rows.append({"what": f"{tokens} x {out_features} x {in_features}", "times": times, "pays": pays})
     return rows
@@ -134,26 +136,26 @@ def linears(repeats: int) -> list[dict[str, Any]]:
 
 def blocks(repeats: int) -> list[dict[str, Any]]:
     rows = []
-    for intermediate in INTERMEDIATE:
+    for hidden, intermediate in BLOCKS:
         config = LlamaConfig(
-            hidden_size=HIDDEN,
+            hidden_size=hidden,
             intermediate_size=intermediate,
             num_attention_heads=HEADS,
             num_key_value_heads=HEADS,
             attn_implementation="sdpa",
         )
         block = LlamaDecoderLayer(config, 0).bfloat16().eval()
-        x = torch.randn(1, PREFILL, HIDDEN).bfloat16()
+        x = torch.randn(1, PREFILL, hidden).bfloat16()
         positions = LlamaRotaryEmbedding(config)(x, torch.arange(PREFILL)[None])
-        variants = {
-            "bf16": block,
-            "int8": in_integers(block, None),
-            "int8, rotated": in_integers(block, Rotation.of(intermediate)),
-        }
-        runs = {name: lambda run=run: run(x, position_embeddings=positions) for name, run in variants.items()}
+        variants = {"bf16": block}
+        for rotated, rotation in (("", None), (", rotated", Rotation.of(intermediate))):
+            variants[f"int8{rotated}"] = in_integers(block, rotation, False)
+            if integer.fusible():
+                variants[f"int8 fused{rotated}"] = in_integers(block, rotation, True)
+        runs = {name: partial(run, x, position_embeddings=positions) for name, run in variants.items()}
         exact = runs["bf16"]().float()
         errors = {name: float((run().float() - exact).norm() / (exact - x).norm()) for name, run in runs.items()}
-        what = f"block of {HIDDEN} and {intermediate}, {PREFILL} tokens"
+        what = f"block of {hidden} and {intermediate}, {PREFILL} tokens"
         rows.append({"what": what, "times": measure(runs, repeats), "errors": errors})
     return rows
 

@@ -12,6 +12,7 @@ are exact. Processors without VNNI or AMX saturate at sixteen bits on the way an
 - `int_mm`: `torch._int_mm`, plain int8 in and int32 out, on CPUs and CUDA devices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -41,31 +42,25 @@ class Tokens(NamedTuple):
     leading: torch.Size
 
 
-def quantize_tokens(x: Tensor, share: Tensor, bits: int) -> Tokens:
+def quantize_tokens(x: Tensor, share: Tensor, bits: int, *, fused: bool = False) -> Tokens:
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
-    `scale = share * max|x| / (2**(bits - 1) - 1)` and `code = clamp(round(x / scale))` to the signed integers of that
-    width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32, so
-    tokens of zeros have codes of zero. A token that is not finite has a scale that is not.
+    `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
+    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32, so
+    tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
+    code, with the same result; see `fusible`.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"activations have 2 to 8 bits here, not {bits}")
-    rows = x.reshape(-1, x.shape[-1])
-    highest = 2 ** (bits - 1) - 1
-    codes = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
-    scale, sums = torch.empty(2, len(rows), 1, device=x.device)
-    # Each operation is a pass over memory. In chunks that stay in the caches a pass costs a third.
-    size = max(1, CHUNK // rows.shape[1]) if x.device.type == "cpu" else max(1, len(rows))
-    room = torch.empty(min(size, len(rows)), rows.shape[1], device=x.device)
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        torch.div(share * _largest(rows[part]), highest, out=scale[part]).clamp_min_(TINY)
-        steps = room[: len(scale[part])].copy_(rows[part]).div_(scale[part])
-        steps.round_().clamp_(-highest - 1, highest)
-        torch.sum(steps, -1, keepdim=True, out=sums[part])  # exact: far below 2**24
-        codes[part] = steps
-    # Adding 128 is flipping the sign bit; conversion to uint8 itself is several times slower than to int8.
-    return Tokens(codes.bitwise_xor_(-ZERO).view(torch.uint8), scale, sums, x.shape[:-1])
+    rows, highest = x.reshape(-1, x.shape[-1]), 2 ** (bits - 1) - 1
+    if fused and len(rows):
+        codes, scale, sums = _compiled()[0](rows, share, highest)
+    else:
+        # Each operation is a pass over memory; in chunks that stay in the caches a pass costs a third.
+        size = max(1, CHUNK // rows.shape[1] if rows.device.type == "cpu" else len(rows))
+        parts = [_quantized(part, share, highest) for part in torch.split(rows, size)]
+        codes, scale, sums = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return Tokens(codes.view(torch.uint8), scale, sums, x.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -123,26 +118,43 @@ class IntegerWeight:
 
 
 def integer_linear(
-    tokens: Tokens, weight: IntegerWeight, bias: Tensor | None = None, dtype: torch.dtype = torch.float32
+    tokens: Tokens,
+    weight: IntegerWeight,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """The product of a quantized activation and a weight, `(..., out)` in `dtype`; `bias` is `(out,)`.
 
     The sum is exact in int32. Scales, shift and bias are applied in float32, rounded to `dtype` once at the end.
+    `fused` does so in compiled code, equal up to float rounding; see `fusible`.
     """
     if tokens.codes.shape[1] != weight.shape[1]:
         raise ValueError(f"the activation has {tokens.codes.shape[1]} channels, the weight {weight.shape[1]}")
-    result = _onednn(tokens, weight) if weight.backend == "onednn" else _int_mm(tokens, weight)
-    if weight.shift is not None:
-        result.addcmul_(tokens.sums, weight.shift)
-    result.mul_(tokens.scale)
-    if bias is not None:
-        result.add_(bias)
-    return result.to(dtype).reshape(*tokens.leading, weight.shape[0])
+    product = _onednn(tokens, weight) if weight.backend == "onednn" else _int_mm(tokens, weight)
+    finish = _compiled()[1] if fused and product.numel() else _finished
+    result: Tensor = finish(product, tokens.scale, tokens.sums, weight.shift, bias, dtype)
+    return result.reshape(*tokens.leading, weight.shape[0])
 
 
 def supported(device: torch.device) -> bool:
     """Whether the device has an exact integer product."""
     return bool(backends(device.type))
+
+
+@cache
+def fusible() -> bool:
+    """Whether `torch.compile` works here, for which a CPU needs a C++ compiler; the first call tries, for seconds."""
+    try:
+        _compiled()[0](torch.ones(2, 2), torch.ones(()), 127)
+    except Exception:  # whatever the compiler behind it makes of this machine
+        return False
+    return True
+
+
+def pays(rows: int, out_features: int, in_features: int, device: torch.device, *, fused: bool = False) -> bool:
+    return True
 
 
 @cache
@@ -192,13 +204,36 @@ def _int_mm(tokens: Tokens, weight: IntegerWeight) -> Tensor:
     return sums[:rows, :out_features] * weight.scale
 
 
+def _quantized(rows: Tensor, share: Tensor, highest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes plus 128, as the bits of int8, with scales and sums."""
+    scale = (share * _largest(rows) / highest).clamp_min(TINY)
+    # Times the reciprocal, because a vector of divisions takes as long as all the rest.
+    steps = rows.to(torch.float32, copy=True).mul_(scale.reciprocal()).round_().clamp_(-highest - 1, highest)
+    # Adding 128 flips the sign bit; conversion to uint8 itself is several times slower than to int8. The sum is exact.
+    return steps.to(torch.int8).bitwise_xor_(-ZERO), scale, steps.sum(-1, keepdim=True)
+
+
 def _largest(rows: Tensor) -> Tensor:
     """The largest magnitude of each row, float32 `(rows, 1)`."""
     magnitudes = rows.abs()
-    if rows.element_size() == 2:  # positive floats are ordered as their bits are, and integers compare faster
+    if rows.element_size() == 2 and not torch.compiler.is_compiling():
+        # Positive floats are ordered as their bits are, and integers compare faster.
         return magnitudes.view(torch.int16).amax(-1, keepdim=True).view(rows.dtype).float()
     return magnitudes.amax(-1, keepdim=True).float()
 
 
-def pays(rows: int, out_features: int, in_features: int, device: torch.device) -> bool:
-    return True
+def _finished(
+    product: Tensor, scale: Tensor, sums: Tensor, shift: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Shift, scale of the tokens, and bias, in place."""
+    if shift is not None:
+        product.addcmul_(sums, shift)
+    product.mul_(scale)
+    if bias is not None:
+        product.add_(bias)
+    return product.to(dtype)
+
+
+@cache
+def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]:
+    return torch.compile(_quantized, dynamic=True), torch.compile(_finished, dynamic=True)
