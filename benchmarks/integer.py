@@ -30,8 +30,9 @@ from quept.numerics import affine, integer
 from quept.numerics.hadamard import Rotation
 
 # Output and input channels.
-SHAPES = ((256, 256), (512, 512), (1024, 1024), (2816, 1024), (1024, 2816), (4096, 1024), (1024, 4096), (4096, 4096))
-TOKENS = (1, 16, 64, 128, 256, 512, 2048)
+SHAPES = ((512, 512), (1024, 1024), (2816, 1024), (1024, 2816), (4096, 1024), (1024, 4096), (2048, 2048))
+SHAPES += ((5632, 2048), (2048, 5632), (4096, 4096))
+TOKENS = (1, 16, 64, 128, 512, 2048)
 # Hidden and intermediate size.
 BLOCKS = ((1024, 2816), (1024, 4096), (2048, 5632))
 HEADS, PREFILL = 16, 512

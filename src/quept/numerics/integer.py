@@ -26,6 +26,7 @@ Backend = Literal["onednn", "int_mm"]
 LARGEST_IN = (2**31 - 1) // (255 * 128)  # values whose products, one factor unsigned, sum within int32
 ZERO = 128  # of the unsigned codes of activations, and of weights that span more than int8
 CHUNK = 2**19  # values quantized at a time: float32 that two cores keep in their second-level caches
+BLOCK = 2**22  # sums at a time: larger ones are new memory from the system each time, which takes longer to map
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits
 
 
@@ -46,8 +47,8 @@ def quantize_tokens(x: Tensor, share: Tensor, bits: int, *, fused: bool = False)
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
-    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32, so
-    tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
+    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32,
+    so tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
     code, with the same result; see `fusible`.
     """
     if not 2 <= bits <= 8:
@@ -132,9 +133,13 @@ def integer_linear(
     """
     if tokens.codes.shape[1] != weight.shape[1]:
         raise ValueError(f"the activation has {tokens.codes.shape[1]} channels, the weight {weight.shape[1]}")
-    product = _onednn(tokens, weight) if weight.backend == "onednn" else _int_mm(tokens, weight)
-    finish = _compiled()[1] if fused and product.numel() else _finished
-    result: Tensor = finish(product, tokens.scale, tokens.sums, weight.shift, bias, dtype)
+    finish = _compiled()[1] if fused and tokens.codes.numel() else _finished
+    size = max(1, BLOCK // weight.shape[0])
+    parts = [
+        finish(_product(codes, weight), scale, sums, weight.shift, bias, dtype)
+        for codes, scale, sums in zip(*(torch.split(each, size) for each in tokens[:3]), strict=True)
+    ]
+    result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result.reshape(*tokens.leading, weight.shape[0])
 
 
@@ -180,14 +185,15 @@ def _exact(backend: Backend, device: torch.device) -> bool:
     return torch.equal(result.to(torch.float64), values @ values.T)
 
 
-def _onednn(tokens: Tokens, weight: IntegerWeight) -> Tensor:
-    """Sums times the weight's scale, float32 `(tokens, out)`."""
-    if not tokens.codes.numel():
-        return torch.zeros(len(tokens.codes), weight.shape[0])
-    zero_points = torch.zeros(weight.shape[0], dtype=torch.int32)
+def _product(codes: Tensor, weight: IntegerWeight) -> Tensor:
+    """Sums times the weight's scale, float32 `(tokens, out)`, a tensor of its own."""
+    return _onednn(codes, weight) if weight.backend == "onednn" else _int_mm(codes, weight)
+
+
+def _onednn(codes: Tensor, weight: IntegerWeight) -> Tensor:
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
-        *(tokens.codes, 1.0, ZERO),
-        *(weight.packed, weight.scale, zero_points),
+        *(codes, 1.0, ZERO),
+        *(weight.packed, weight.scale, torch.zeros(weight.shape[0], dtype=torch.int32)),
         None,  # a bias here would be scaled with the token
         *(1.0, 0, torch.float32),
         *("none", [], ""),
@@ -195,13 +201,13 @@ def _onednn(tokens: Tokens, weight: IntegerWeight) -> Tensor:
     return result
 
 
-def _int_mm(tokens: Tokens, weight: IntegerWeight) -> Tensor:
-    """Sums times the weight's scale, float32 `(tokens, out)`."""
-    codes, (rows, out_features) = tokens.codes.view(torch.int8) ^ -ZERO, (len(tokens.codes), weight.shape[0])
+def _int_mm(codes: Tensor, weight: IntegerWeight) -> Tensor:
+    rows = len(codes)
+    codes = codes.view(torch.int8) ^ -ZERO
     if codes.device.type == "cuda":  # which wants more than 16 rows and multiples of eight
         codes = F.pad(codes, (0, weight.packed.shape[1] - codes.shape[1], 0, max(17 - rows, 0)))
     sums = torch._int_mm(codes, weight.packed.T)
-    return sums[:rows, :out_features] * weight.scale
+    return sums[:rows, : weight.shape[0]] * weight.scale
 
 
 def _quantized(rows: Tensor, share: Tensor, highest: int) -> tuple[Tensor, Tensor, Tensor]:
