@@ -6,8 +6,8 @@ powers of two, Paley's from the squares of a finite field, and Kronecker product
 published models with few exceptions; a size with none of its own is rotated in parts.
 
 Multiplying by a Kronecker product is multiplying along each of its axes, so a vector of `n` channels costs
-`n (f_1 + f_2 + ...)` operations for the factors `f_i`, and powers of two are split into factors of at most 64: a fast
-Walsh-Hadamard transform that makes six of its steps in one matrix product.
+`n (f_1 + f_2 + ...)` operations for the factors `f_i`. Factors next to each other are multiplied by at once, up to
+matrices of 128: a fast Walsh-Hadamard transform that makes up to seven of its steps in one matrix product.
 """
 
 from dataclasses import dataclass

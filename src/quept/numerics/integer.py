@@ -12,6 +12,7 @@ are exact. Processors without VNNI or AMX saturate at sixteen bits on the way an
 - `int_mm`: `torch._int_mm`, plain int8 in and int32 out, on CPUs and CUDA devices.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,7 @@ def quantize_tokens(x: Tensor, share: Tensor, bits: int, *, fused: bool = False)
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
-    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32,
+    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is at least float32's smallest normal,
     so tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
     code, with the same result; see `fusible`.
     """
@@ -107,7 +108,7 @@ class IntegerWeight:
         packed = signed.to(torch.int8)
         if backend == "onednn":
             packed = torch.ops.onednn.qlinear_prepack(packed, None)
-        elif device.type == "cuda":
+        else:
             packed = F.pad(packed, (0, -packed.shape[1] % 8, 0, -packed.shape[0] % 8))
         return cls(packed, scale, shift, (codes.shape[0], codes.shape[1]), backend)
 
@@ -159,7 +160,18 @@ def fusible() -> bool:
 
 
 def pays(rows: int, out_features: int, in_features: int, device: torch.device, *, fused: bool = False) -> bool:
-    return True
+    """Whether a linear in integers, quantization included, was faster than in bfloat16 wherever this was measured.
+
+    A fixed rule, so that results do not depend on the load of the machine. What is saved grows with `out * in`, what
+    quantizing and scaling cost with `out + in`; compiled passes cost less, but tens of microseconds to enter. Measured
+    on cores with AMX (`benchmarks/integer.py`); without AMX and on CUDA nothing has been, and the answer is no.
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if device.type != "cpu" or not capabilities.get("amx_int8", False) or "onednn" not in backends("cpu"):
+        return False
+    least = 1000 if fused and rows >= 64 else 1300
+    most = math.inf if fused else 512
+    return 0 < rows <= most and out_features * in_features >= least * (out_features + in_features)
 
 
 @cache
@@ -172,7 +184,7 @@ def backends(kind: str) -> tuple[Backend, ...]:
 def _exact(backend: Backend, device: torch.device) -> bool:
     """Whether sums of the largest products come out right; those that saturate on the way do not."""
     signs = torch.ones(32, 256, dtype=torch.int16, device=device)
-    signs[::2, ::3] = -1
+    signs[::2, ::3] = signs[1::4] = -1
     codes = (signs * 255 + 255).div(2).to(torch.uint8)  # 0 and 255
     tokens = Tokens(codes, torch.ones(32, 1, device=device), torch.zeros(32, 1, device=device), torch.Size([32]))
     ones = torch.ones(32, device=device)
@@ -202,10 +214,9 @@ def _onednn(codes: Tensor, weight: IntegerWeight) -> Tensor:
 
 
 def _int_mm(codes: Tensor, weight: IntegerWeight) -> Tensor:
-    rows = len(codes)
-    codes = codes.view(torch.int8) ^ -ZERO
-    if codes.device.type == "cuda":  # which wants more than 16 rows and multiples of eight
-        codes = F.pad(codes, (0, weight.packed.shape[1] - codes.shape[1], 0, max(17 - rows, 0)))
+    # CUDA wants more than 16 rows and multiples of eight; on a CPU the product of one input channel is wrong.
+    rows, least = len(codes), 17 if codes.device.type == "cuda" else 0
+    codes = F.pad(codes.view(torch.int8) ^ -ZERO, (0, -codes.shape[1] % 8, 0, max(least - len(codes), 0)))
     sums = torch._int_mm(codes, weight.packed.T)
     return sums[:rows, : weight.shape[0]] * weight.scale
 
