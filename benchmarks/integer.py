@@ -2,6 +2,7 @@
 
     python benchmarks/integer.py                   single linears, and whole LLaMA blocks with a prefill of 512 tokens
     python benchmarks/integer.py --repeats 50 --json FILE
+    OMP_NUM_THREADS=1 python benchmarks/integer.py         where other work keeps the cores busy
 
 Everything that is compared runs in turns, so that whatever else the machine does meets all alike. A ratio is bfloat16's
 time by the integers', so above one is faster; times are medians with the quartiles, and include quantizing the

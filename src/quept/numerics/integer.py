@@ -164,7 +164,8 @@ def pays(rows: int, out_features: int, in_features: int, device: torch.device, *
 
     A fixed rule, so that results do not depend on the load of the machine. What is saved grows with `out * in`, what
     quantizing and scaling cost with `out + in`; compiled passes cost less, but tens of microseconds to enter. Measured
-    on cores with AMX (`benchmarks/integer.py`); without AMX and on CUDA nothing has been, and the answer is no.
+    on one thread of a processor with AMX (`benchmarks/integer.py`); without AMX and on CUDA nothing has been, and the
+    answer is no. More threads than free cores change the picture: there are more passes here to wait for.
     """
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if device.type != "cpu" or not capabilities.get("amx_int8", False) or "onednn" not in backends("cpu"):
