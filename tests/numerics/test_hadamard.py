@@ -38,7 +38,7 @@ def test_published_sizes_are_rotated_whole_by_small_factors(size):
     assert sum(found) <= 512  # multiplications a channel
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 43, 64, 92, 97, 172, 300, 344])
+@pytest.mark.parametrize("size", [1, 2, 3, 43, 64, 92, 97, 172, 256, 300, 344, 704, 1408])
 def test_a_rotation_is_the_matrix_it_stands_for(size):
     rotation = Rotation.of(size)
     matrix = torch.block_diag(*[hadamard(order).double() / order**0.5 for order in rotation.orders])

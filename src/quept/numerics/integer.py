@@ -12,6 +12,7 @@ are exact. Processors without VNNI or AMX saturate at sixteen bits on the way an
 - `int_mm`: `torch._int_mm`, plain int8 in and int32 out, on CPUs and CUDA devices.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,7 @@ Backend = Literal["onednn", "int_mm"]
 LARGEST_IN = (2**31 - 1) // (255 * 128)  # values whose products, one factor unsigned, sum within int32
 ZERO = 128  # of the unsigned codes of activations, and of weights that span more than int8
 CHUNK = 2**19  # values quantized at a time: float32 that two cores keep in their second-level caches
+BLOCK = 2**22  # sums at a time: larger ones are new memory from the system each time, which takes longer to map
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits
 
 
@@ -46,8 +48,8 @@ def quantize_tokens(x: Tensor, share: Tensor, bits: int, *, fused: bool = False)
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
-    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is never below the smallest normal float32, so
-    tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
+    that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is at least float32's smallest normal,
+    so tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
     code, with the same result; see `fusible`.
     """
     if not 2 <= bits <= 8:
@@ -106,7 +108,7 @@ class IntegerWeight:
         packed = signed.to(torch.int8)
         if backend == "onednn":
             packed = torch.ops.onednn.qlinear_prepack(packed, None)
-        elif device.type == "cuda":
+        else:
             packed = F.pad(packed, (0, -packed.shape[1] % 8, 0, -packed.shape[0] % 8))
         return cls(packed, scale, shift, (codes.shape[0], codes.shape[1]), backend)
 
@@ -132,9 +134,13 @@ def integer_linear(
     """
     if tokens.codes.shape[1] != weight.shape[1]:
         raise ValueError(f"the activation has {tokens.codes.shape[1]} channels, the weight {weight.shape[1]}")
-    product = _onednn(tokens, weight) if weight.backend == "onednn" else _int_mm(tokens, weight)
-    finish = _compiled()[1] if fused and product.numel() else _finished
-    result: Tensor = finish(product, tokens.scale, tokens.sums, weight.shift, bias, dtype)
+    finish = _compiled()[1] if fused and tokens.codes.numel() else _finished
+    size = max(1, BLOCK // weight.shape[0])
+    parts = [
+        finish(_product(codes, weight), scale, sums, weight.shift, bias, dtype)
+        for codes, scale, sums in zip(*(torch.split(each, size) for each in tokens[:3]), strict=True)
+    ]
+    result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result.reshape(*tokens.leading, weight.shape[0])
 
 
@@ -154,7 +160,19 @@ def fusible() -> bool:
 
 
 def pays(rows: int, out_features: int, in_features: int, device: torch.device, *, fused: bool = False) -> bool:
-    return True
+    """Whether a linear in integers, quantization included, was faster than in bfloat16 wherever this was measured.
+
+    A fixed rule, so that results do not depend on the load of the machine. What is saved grows with `out * in`, what
+    quantizing and scaling cost with `out + in`; compiled passes cost less, but tens of microseconds to enter. Measured
+    on one thread of a processor with AMX (`benchmarks/integer.py`); without AMX and on CUDA nothing has been, and the
+    answer is no. More threads than free cores change the picture: there are more passes here to wait for.
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if device.type != "cpu" or not capabilities.get("amx_int8", False) or "onednn" not in backends("cpu"):
+        return False
+    least = 1000 if fused and rows >= 64 else 1300
+    most = math.inf if fused else 512
+    return 0 < rows <= most and out_features * in_features >= least * (out_features + in_features)
 
 
 @cache
@@ -167,7 +185,7 @@ def backends(kind: str) -> tuple[Backend, ...]:
 def _exact(backend: Backend, device: torch.device) -> bool:
     """Whether sums of the largest products come out right; those that saturate on the way do not."""
     signs = torch.ones(32, 256, dtype=torch.int16, device=device)
-    signs[::2, ::3] = -1
+    signs[::2, ::3] = signs[1::4] = -1
     codes = (signs * 255 + 255).div(2).to(torch.uint8)  # 0 and 255
     tokens = Tokens(codes, torch.ones(32, 1, device=device), torch.zeros(32, 1, device=device), torch.Size([32]))
     ones = torch.ones(32, device=device)
@@ -180,14 +198,15 @@ def _exact(backend: Backend, device: torch.device) -> bool:
     return torch.equal(result.to(torch.float64), values @ values.T)
 
 
-def _onednn(tokens: Tokens, weight: IntegerWeight) -> Tensor:
-    """Sums times the weight's scale, float32 `(tokens, out)`."""
-    if not tokens.codes.numel():
-        return torch.zeros(len(tokens.codes), weight.shape[0])
-    zero_points = torch.zeros(weight.shape[0], dtype=torch.int32)
+def _product(codes: Tensor, weight: IntegerWeight) -> Tensor:
+    """Sums times the weight's scale, float32 `(tokens, out)`, a tensor of its own."""
+    return _onednn(codes, weight) if weight.backend == "onednn" else _int_mm(codes, weight)
+
+
+def _onednn(codes: Tensor, weight: IntegerWeight) -> Tensor:
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
-        *(tokens.codes, 1.0, ZERO),
-        *(weight.packed, weight.scale, zero_points),
+        *(codes, 1.0, ZERO),
+        *(weight.packed, weight.scale, torch.zeros(weight.shape[0], dtype=torch.int32)),
         None,  # a bias here would be scaled with the token
         *(1.0, 0, torch.float32),
         *("none", [], ""),
@@ -195,13 +214,12 @@ def _onednn(tokens: Tokens, weight: IntegerWeight) -> Tensor:
     return result
 
 
-def _int_mm(tokens: Tokens, weight: IntegerWeight) -> Tensor:
-    """Sums times the weight's scale, float32 `(tokens, out)`."""
-    codes, (rows, out_features) = tokens.codes.view(torch.int8) ^ -ZERO, (len(tokens.codes), weight.shape[0])
-    if codes.device.type == "cuda":  # which wants more than 16 rows and multiples of eight
-        codes = F.pad(codes, (0, weight.packed.shape[1] - codes.shape[1], 0, max(17 - rows, 0)))
+def _int_mm(codes: Tensor, weight: IntegerWeight) -> Tensor:
+    # CUDA wants more than 16 rows and multiples of eight; on a CPU the product of one input channel is wrong.
+    rows, least = len(codes), 17 if codes.device.type == "cuda" else 0
+    codes = F.pad(codes.view(torch.int8) ^ -ZERO, (0, -codes.shape[1] % 8, 0, max(least - len(codes), 0)))
     sums = torch._int_mm(codes, weight.packed.T)
-    return sums[:rows, :out_features] * weight.scale
+    return sums[:rows, : weight.shape[0]] * weight.scale
 
 
 def _quantized(rows: Tensor, share: Tensor, highest: int) -> tuple[Tensor, Tensor, Tensor]:
