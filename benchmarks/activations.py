@@ -37,9 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="calibration text")
     parser.add_argument("--test", required=True, help="text to measure perplexity on")
     parser.add_argument("--precisions", default=PRECISIONS, help="default: %(default)s")
-    parser.add_argument(
-        "--recipes", nargs="+", default=list(RECIPES), help="names or files; default: the shipped two"
-    )
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="names or files; default: the shipped two")
     parser.add_argument("--samples", type=int, help="windows to calibrate on; default: the recipe's")
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens per window of the measurement")
     parser.add_argument("--test-tokens", type=int, default=300 * 256, help="default: %(default)s")

@@ -43,8 +43,8 @@ SHARE = torch.tensor(0.95)
 class Shared:
     """The last activation that was quantized, for the linears that read the same one."""
 
-    def __init__(self, rotation: Rotation | None, fused: bool) -> None:
-        self.rotation, self.fused = rotation, fused
+    def __init__(self, rotation: Rotation | None) -> None:
+        self.rotation = rotation
         self.source: Tensor | None = None
         self.tokens: integer.Tokens | None = None
 
@@ -52,7 +52,7 @@ class Shared:
         if self.tokens is None or x is not self.source:
             self.source = x
             x = x if self.rotation is None else self.rotation(x)
-            self.tokens = integer.quantize_tokens(x, SHARE, 8, fused=self.fused)
+            self.tokens = integer.quantize_tokens(x, SHARE, 8)
         return self.tokens
 
     def forget(self, *_: Any) -> None:
@@ -67,19 +67,19 @@ class IntegerLinear(nn.Module):
         self.weight, self.shared = quantized(linear.weight, shared.rotation), shared
 
     def forward(self, x: Tensor) -> Tensor:
-        return integer.integer_linear(self.shared(x), self.weight, None, x.dtype, fused=self.shared.fused)
+        return integer.integer_linear(self.shared(x), self.weight, None, x.dtype)
 
 
 def quantized(weight: Tensor, rotation: Rotation | None = None) -> integer.IntegerWeight:
-    """Rounded to nearest on an asymmetric grid per channel."""
+    """Rounded to nearest on a symmetric grid per channel."""
     weight = weight.detach().float() if rotation is None else rotation(weight.detach().float())
     grouped = weight.unsqueeze(1)
-    grid = affine.grid(grouped, 8)
+    grid = affine.grid(grouped, 8, symmetric=True)
     codes = affine.codes(grouped, grid).squeeze(1)
     return integer.IntegerWeight.of(codes, grid.scale.flatten(), grid.zero_point.flatten(), torch.device("cpu"))
 
 
-def in_integers(block: nn.Module, rotation: Rotation | None, fused: bool) -> nn.Module:
+def in_integers(block: nn.Module, rotation: Rotation | None) -> nn.Module:
     """A copy of a LLaMA block whose linears run in integers, the input of the last one rotated."""
     block = copy.deepcopy(block)
     groups = (
@@ -89,7 +89,7 @@ def in_integers(block: nn.Module, rotation: Rotation | None, fused: bool) -> nn.
         (block.mlp, ("down_proj",), rotation),
     )
     for parent, names, rotated in groups:
-        shared = Shared(rotated, fused)
+        shared = Shared(rotated)
         for name in names:
             setattr(parent, name, IntegerLinear(getattr(parent, name), shared))
         getattr(parent, names[-1]).register_forward_hook(shared.forget)
@@ -112,9 +112,8 @@ def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[
     return found
 
 
-def whole(x: Tensor, weight: integer.IntegerWeight, fused: bool) -> Tensor:
-    tokens = integer.quantize_tokens(x, SHARE, 8, fused=fused)
-    return integer.integer_linear(tokens, weight, None, x.dtype, fused=fused)
+def whole(x: Tensor, weight: integer.IntegerWeight) -> Tensor:
+    return integer.integer_linear(integer.quantize_tokens(x, SHARE, 8), weight, None, x.dtype)
 
 
 def linears(repeats: int) -> list[dict[str, Any]]:
@@ -124,15 +123,14 @@ def linears(repeats: int) -> list[dict[str, Any]]:
         half, packed = weight.bfloat16(), quantized(weight)
         for tokens in TOKENS:
             x = torch.randn(tokens, in_features).bfloat16()
-            runs = {"bf16": partial(F.linear, x, half)}
-            for fused in (False, True) if integer.fusible() else (False,):
-                name = f"int8{' fused' if fused else ''}"
-                runs[name] = partial(whole, x, packed, fused)
-                shared = integer.quantize_tokens(x, SHARE, 8)
-                runs[f"{name}, shared"] = partial(integer.integer_linear, shared, packed, None, x.dtype, fused=fused)
-            times = measure(runs, repeats)
-            pays = integer.pays(tokens, out_features, in_features, torch.device("cpu"))
-            rows.append({"what": f"{tokens} x {out_features} x {in_features}", "times": times, "pays": pays})
+            shared = integer.quantize_tokens(x, SHARE, 8)
+            runs = {
+                "bf16": partial(F.linear, x, half),
+                "int8": partial(whole, x, packed),
+                "int8, shared": partial(integer.integer_linear, shared, packed, None, x.dtype),
+            }
+            what = f"{tokens} x {out_features} x {in_features}"
+            rows.append({"what": what, "times": measure(runs, repeats)})
     return rows
 
 
@@ -151,9 +149,7 @@ def blocks(repeats: int) -> list[dict[str, Any]]:
         positions = LlamaRotaryEmbedding(config)(x, torch.arange(PREFILL)[None])
         variants = {"bf16": block}
         for rotated, rotation in (("", None), (", rotated", Rotation.of(intermediate))):
-            variants[f"int8{rotated}"] = in_integers(block, rotation, False)
-            if integer.fusible():
-                variants[f"int8 fused{rotated}"] = in_integers(block, rotation, True)
+            variants[f"int8{rotated}"] = in_integers(block, rotation)
         runs = {name: partial(run, x, position_embeddings=positions) for name, run in variants.items()}
         exact = runs["bf16"]().float()
         errors = {name: float((run().float() - exact).norm() / (exact - x).norm()) for name, run in runs.items()}
@@ -170,8 +166,6 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(f"{name}, ms", justify="right")
     for name in names[1:]:
         table.add_column(f"bf16 / {name}", justify="right")
-    if "pays" in rows[0]:
-        table.add_column("pays")
     for row in rows:
         times = row["times"]
         cells = [f"{times[n]['median']:.3f} ({times[n]['low']:.3f} to {times[n]['high']:.3f})" for n in names]
@@ -179,7 +173,7 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
             f"{times['bf16']['median'] / times[n]['median']:.2f} ({times['bf16']['minimum'] / times[n]['minimum']:.2f})"
             for n in names[1:]
         ]
-        table.add_row(row["what"], *cells, *ratios, *(["yes" if row["pays"] else "no"] if "pays" in row else []))
+        table.add_row(row["what"], *cells, *ratios)
     console.print(table)
 
 

@@ -123,10 +123,15 @@ class BitGroups(Value):
 
 
 class Granularity(Value):
-    """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere."""
+    """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere.
+
+    At the widths in `symmetric_bits` the zero point is always the middle code, for which integer products need no
+    correction.
+    """
 
     group_size: Annotated[int, Field(ge=1)] = 128
     grouped_bits: tuple[Width, ...] = (2,)
+    symmetric_bits: tuple[Width, ...] = ()
 
     def inputs_per_scale(self, bits: int, in_features: int) -> int:
         """Inputs under one scale at this width; never more than the row has."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from quept.nn import ElasticInput, learned_names, replace_linears, stored_tensors
+from quept.nn import DerivedWeights, ElasticInput, learned_names, nearest, replace_linears, stored_tensors
+from quept.numerics import integer
 from quept.numerics.hadamard import Rotation
 from quept.spec import Activations, Adapter, BitGroups, Granularity, WeightSpec
 
@@ -130,3 +131,30 @@ def test_the_baseline_clips_nothing():
     made = ElasticInput(Activations(bits=(4,)), ("b.q",), None, torch.device("cpu"))
     assert made.whole_grid(4).share.item() == 1
     assert made.grid(4).share.item() == pytest.approx(0.982, abs=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "activation_bits"), [(8, 8), (4, 8), (8, 4), (4, 4)])
+def test_products_of_integers_are_what_they_stand_for(bits, activation_bits, dtype):
+    if not integer.supported(torch.device("cpu")):
+        pytest.skip("this processor has no exact integer product")
+    module = at(block(Rotation.of(SIZE)).to(dtype), bits, activation_bits)
+    states = hidden().to(dtype)
+    simulated = [linear(states) for linear in module.values()]
+    kept = DerivedWeights()
+    for linear in module.values():
+        linear.integers, linear.residency = True, kept
+    multiplied = [linear(states) for linear in module.values()]
+    for one, other in zip(multiplied, simulated, strict=True):
+        assert one.dtype == dtype
+        # The simulated product is of values that are rounded to bfloat16 themselves.
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+        torch.testing.assert_close(one, other, **tolerance)
+    assert kept.widths() == {bits: kept.resident}
+    assert kept.resident < 2 * (SIZE * 3 * 4), "codes take a byte each"
+    # Not while gradients are needed, nor for the baseline.
+    with torch.enable_grad():
+        assert torch.allclose(module["q"](states), simulated[0], rtol=1e-2)
+    with nearest(module.values(), bits, activation_bits):
+        assert not torch.equal(module["q"](states), multiplied[0])

@@ -1,7 +1,5 @@
 """Linears in integers compute what quantized weights and activations stand for."""
 
-import shutil
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -82,8 +80,12 @@ def test_the_result_is_that_of_the_dequantized_values(
     steps = (quantized.codes.double() - 128).abs().sum(-1, keepdim=True) * quantized.scale.double()
     largest = steps * 255 * weight[1] + (0 if bias is None else bias.abs())
     assert bool(((result.double() - expected).abs() <= 1e-6 * largest + 1e-30).all())
-    half = integer_linear(quantized, packed, bias, torch.bfloat16)
-    assert torch.equal(half, integer_linear(quantized, packed, bias).bfloat16())
+    # In bfloat16 the product, the product with the scale, and the sum with the bias are rounded, by 2**-8 at most each.
+    quantized = quantize_tokens(x.bfloat16(), torch.tensor(share), activation_bits)
+    result = integer_linear(quantized, packed, bias)
+    half = integer_linear(quantized, packed, bias, torch.bfloat16).double()
+    scaled = (result.double() - (0 if bias is None else bias)).abs() + (0 if bias is None else bias.abs())
+    assert bool(((half - result.double()).abs() <= 3.1 * 2**-8 * scaled + 1e-30).all())
 
 
 @settings(max_examples=150, deadline=None)
@@ -102,7 +104,7 @@ def test_codes_are_the_nearest_that_the_width_has(bits, dtype, share, magnitude,
     scale = (torch.tensor(share) * x.float().abs().amax(-1, keepdim=True) / highest).clamp_min(
         torch.finfo(torch.float32).tiny
     )
-    torch.testing.assert_close(quantized.scale, scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(quantized.scale, scale, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=0)
     assert int(codes.min()) >= -highest - 1
     assert int(codes.max()) <= highest
     steps = (x.double() / quantized.scale.double()).clamp(-highest - 1, highest)
@@ -200,21 +202,6 @@ def test_a_token_that_is_not_finite_does_not_become_finite(value):
     assert bool(result[1].isfinite().all())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
-def test_compiled_passes_give_the_same():
-    assert integer.fusible()
-    generator = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(33, 172, generator=generator).to(dtype)
-        plain, fused = (quantize_tokens(x, torch.tensor(0.9), 8, fused=fused) for fused in (False, True))
-        for one, other in zip(plain, fused, strict=True):
-            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-        packed = IntegerWeight.of(*random_weight(generator, 65, 172, 8), CPU)
-        expected = integer_linear(plain, packed, torch.ones(65)).double()
-        assert_close(integer_linear(plain, packed, torch.ones(65), fused=True), expected, 1e-6)
-
-
 def test_a_product_that_saturates_is_not_used(monkeypatch):
     def saturating(codes, weight):
         pairs = codes.double().unsqueeze(1) * weight.packed.double()
@@ -241,11 +228,6 @@ def test_what_cannot_be_computed_is_refused():
         )
 
 
-def test_where_it_pays_there_is_a_product():
+def test_only_devices_with_a_product_are_supported():
     assert integer.supported(CPU)
     assert not integer.supported(torch.device("meta"))
-    assert not integer.pays(512, 4096, 4096, torch.device("meta"))
-    assert not integer.pays(512, 256, 256, CPU, fused=True)
-    assert not integer.pays(0, 4096, 4096, CPU)
-    amx = torch.cpu.get_capabilities().get("amx_int8", False)
-    assert integer.pays(512, 4096, 4096, CPU) == (amx and BACKENDS[0] == "onednn")

@@ -54,8 +54,8 @@ class CompiledPass(PlainPass):
         return super().__call__(call, module, hidden) if output is None else output
 
     def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
-        """The layer's weight at a width, `(out, in)`; widths with an adapter are not compiled."""
-        if bits not in layer.offsets or layer.has_adapter(bits):
+        """The layer's weight at a width, `(out, in)`; not compiled with an adapter, or symmetric."""
+        if bits not in layer.offsets or layer.has_adapter(bits) or bits in layer.spec.granularity.symmetric_bits:
             return super().weight(layer, bits)
         offset, logits = layer.offsets[bits], layer.clipping[str(bits)]
         # A row per scale, of whatever layer and width, so that one compilation serves all.

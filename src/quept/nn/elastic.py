@@ -133,7 +133,7 @@ class ElasticLinear(nn.Module):
         `importance`, `(in,)`, is the mean square of each input: errors are weighed by it.
         """
         grouped = self._split(self._master(), bits)
-        share = ranges.best_share(grouped, bits, self._split(importance.unsqueeze(0), bits))
+        share = ranges.best_share(grouped, bits, self._split(importance.unsqueeze(0), bits), self._is_symmetric(bits))
         # A whole range has no logit: it starts half a code short, or at the method's start if that is wider.
         nearly_whole = max(CLIPPING_START, math.log(2 * (2**bits - 1) - 1))
         self.clipping[str(bits)].copy_(torch.logit(share.squeeze(-1), eps=1e-6).clamp_max(nearly_whole))
@@ -166,7 +166,7 @@ class ElasticLinear(nn.Module):
         return self.residency.get(self.path, self.bits, self._derive_detached)
 
     def _multiplies_integers(self, hidden: Tensor) -> bool:
-        """Whether codes are multiplied instead of what they stand for: where that is possible, and faster."""
+        """Whether codes are multiplied instead of what they stand for: where that is possible."""
         if self.bits is None or self.activation_bits is None or self.residency is None or not self.integers:
             return False
         if self.override is not None or torch.is_grad_enabled() or self.scales_per_row(self.bits) > 1:
@@ -174,12 +174,13 @@ class ElasticLinear(nn.Module):
         assert self.input is not None
         if self.input.override is not None or self.input.spec.group_size is not None:
             return False
-        rows = hidden.numel() // max(1, self.in_features)
-        return integer.pays(rows, self.out_features, self.in_features, hidden.device)
+        return self.in_features <= integer.LARGEST_IN and integer.supported(hidden.device)
 
     def _integer_product(self, hidden: Tensor) -> Tensor:
-        assert self.bits is not None and self.activation_bits is not None
-        assert self.input is not None and self.residency is not None
+        assert self.bits is not None
+        assert self.activation_bits is not None
+        assert self.input is not None
+        assert self.residency is not None
         tokens = self.input.codes(hidden, self.activation_bits, self.path)
         weight = self.residency.get(self.path, self.bits, self._integer_weight, form="integers")
         return integer.integer_linear(tokens, weight, self.bias, hidden.dtype)
@@ -212,7 +213,8 @@ class ElasticLinear(nn.Module):
         """Plain rounding to nearest of the unsmoothed master at the same granularity: the baseline, `(out, in)`."""
         with torch.no_grad():
             grouped = self._split(self._master() / self.input_scale, bits)
-            rounded = affine.fake_quantize(grouped, affine.grid(grouped, bits))
+            to = affine.grid(grouped, bits, symmetric=self._is_symmetric(bits))
+            rounded = affine.fake_quantize(grouped, to)
             return self._join(rounded, self.input_scale)
 
     def scales_per_row(self, bits: int) -> int:
@@ -272,7 +274,7 @@ class ElasticLinear(nn.Module):
             master = master + adapter
         grouped = self._split(master, bits)
         low, high = torch.sigmoid(self.clipping[str(bits)]).unsqueeze(-1)
-        to = affine.grid(grouped, bits, low, high)
+        to = affine.grid(grouped, bits, low, high, self._is_symmetric(bits))
         if bits in self.offsets:
             return grouped, to, self.offsets[bits]
         if bits in self.spec.learned_rounding:
@@ -313,6 +315,9 @@ class ElasticLinear(nn.Module):
 
     def _inputs_per_scale(self, bits: int) -> int:
         return self.spec.granularity.inputs_per_scale(bits, self.in_features)
+
+    def _is_symmetric(self, bits: int) -> bool:
+        return bits in self.spec.granularity.symmetric_bits
 
     def _split(self, weight: Tensor, bits: int) -> Tensor:
         return affine.split_groups(weight, self._inputs_per_scale(bits))

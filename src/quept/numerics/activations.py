@@ -23,10 +23,13 @@ def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: in
     """`s * clamp(round(x / s), -highest - 1, highest)` with `s = share * max|x| / highest` of the token's range.
 
     `share`, in (0, 1], and `highest` are scalars. Differentiable in the share, and straight-through in the values, for
-    which each range counts as a constant. A range of zeros stays zero.
+    which each range counts as a constant. A range of zeros stays zero. For values in bfloat16 the scale is one, too, so
+    that multiplying by it is the only rounding.
     """
     grouped = _split(values.to(torch.float32), group_size)
     step = (share * grouped.detach().abs().amax(-1, keepdim=True) / highest).clamp_min(TINY)
+    if values.dtype == torch.bfloat16:
+        step = step + (step.bfloat16().float() - step).detach()
     # Times the reciprocal, as integer products are made: the codes must be the same.
     code = round_straight_through(grouped * step.reciprocal()).clamp(-highest - 1, highest)
     return _join(code * step, values.shape[-1], group_size).to(values.dtype)

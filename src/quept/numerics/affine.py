@@ -39,7 +39,13 @@ def groups_per_row(in_features: int, inputs_per_scale: int) -> int:
     return -(-in_features // inputs_per_scale)
 
 
-def grid(grouped: Tensor, bits: int, low_share: Tensor | None = None, high_share: Tensor | None = None) -> Grid:
+def grid(
+    grouped: Tensor,
+    bits: int,
+    low_share: Tensor | None = None,
+    high_share: Tensor | None = None,
+    symmetric: bool = False,
+) -> Grid:
     """The grid of `2**bits` codes over each group's range, clipped to shares of its minimum and maximum.
 
     `low_share` and `high_share` are `(out, groups, 1)` in (0, 1]; None leaves the range as it is, which is plain
@@ -50,12 +56,20 @@ def grid(grouped: Tensor, bits: int, low_share: Tensor | None = None, high_share
         low = low * low_share
     if high_share is not None:
         high = high * high_share
-    return grid_between(low, high, bits)
+    return grid_between(low, high, bits, symmetric)
 
 
-def grid_between(low: Tensor, high: Tensor, bits: int) -> Grid:
-    """The grid of `2**bits` codes from `low` to `high`, `(out, groups, 1)` each, with zero among them."""
+def grid_between(low: Tensor, high: Tensor, bits: int, symmetric: bool = False) -> Grid:
+    """The grid of `2**bits` codes from `low` to `high`, `(out, groups, 1)` each, with zero among them.
+
+    A symmetric one reaches as far on both sides, and one code farther below, with zero at the middle code.
+    """
     maximum = 2**bits - 1
+    if symmetric:
+        middle = 2 ** (bits - 1)
+        scale = torch.maximum(-low, high) / (middle - 1)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return Grid(scale, torch.full_like(scale, middle), maximum)
     scale = (high - low) / maximum
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return Grid(scale, round_straight_through(-low / scale), maximum)

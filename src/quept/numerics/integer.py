@@ -12,11 +12,9 @@ are exact. Processors without VNNI or AMX saturate at sixteen bits on the way an
 - `int_mm`: `torch._int_mm`, plain int8 in and int32 out, on CPUs and CUDA devices.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, NamedTuple
+from functools import cache, cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,38 +29,39 @@ BLOCK = 2**22  # sums at a time: larger ones are new memory from the system each
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
     """A quantized activation, which every linear that reads it shares.
 
-    `codes` are uint8 `(tokens, in)`, the integer code plus 128; `scale` and `sums` (each token's sum of integer codes)
-    are float32 `(tokens, 1)`; `leading` are the dimensions in front of the channels.
+    `codes` are uint8 `(tokens, in)`, the integer code plus 128; `scale` is float32 `(tokens, 1)`; `leading` are the
+    dimensions in front of the channels.
     """
 
     codes: Tensor
     scale: Tensor
-    sums: Tensor
     leading: torch.Size
 
+    @cached_property
+    def sums(self) -> Tensor:
+        """Each token's sum of integer codes, float32 `(tokens, 1)`."""
+        return (self.codes.sum(-1, keepdim=True, dtype=torch.int32) - ZERO * self.codes.shape[1]).float()
 
-def quantize_tokens(x: Tensor, share: Tensor, bits: int, *, fused: bool = False) -> Tokens:
+
+def quantize_tokens(x: Tensor, share: Tensor, bits: int) -> Tokens:
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
     that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is at least float32's smallest normal,
-    so tokens of zeros have codes of zero. A token that is not finite has a scale that is not. `fused` runs compiled
-    code, with the same result; see `fusible`.
+    so tokens of zeros have codes of zero; for `x` in bfloat16 it is rounded to bfloat16. A token that is not finite has a scale that is not.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"activations have 2 to 8 bits here, not {bits}")
     rows, highest = x.reshape(-1, x.shape[-1]), 2 ** (bits - 1) - 1
-    if fused and len(rows):
-        codes, scale, sums = _compiled()[0](rows, share, highest)
-    else:
-        # Each operation is a pass over memory; in chunks that stay in the caches a pass costs a third.
-        size = max(1, CHUNK // rows.shape[1] if rows.device.type == "cpu" else len(rows))
-        parts = [_quantized(part, share, highest) for part in torch.split(rows, size)]
-        codes, scale, sums = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    return Tokens(codes.view(torch.uint8), scale, sums, x.shape[:-1])
+    # Each operation is a pass over memory; in chunks that stay in the caches a pass costs a third.
+    size = max(1, CHUNK // rows.shape[1] if rows.device.type == "cpu" else len(rows))
+    parts = [_quantized(part, share, highest) for part in torch.split(rows, size)]
+    codes, scale = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return Tokens(codes.view(torch.uint8), scale, x.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -124,21 +123,23 @@ def integer_linear(
     weight: IntegerWeight,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-    *,
-    fused: bool = False,
 ) -> Tensor:
     """The product of a quantized activation and a weight, `(..., out)` in `dtype`; `bias` is `(out,)`.
 
-    The sum is exact in int32. Scales, shift and bias are applied in float32, rounded to `dtype` once at the end.
-    `fused` does so in compiled code, equal up to float rounding; see `fusible`.
+    The sum is exact in int32. Scales, shift and bias are applied in float32, and rounded to `dtype` at the end, or in a
+    narrower `dtype` after every step where there is no shift.
     """
     if tokens.codes.shape[1] != weight.shape[1]:
         raise ValueError(f"the activation has {tokens.codes.shape[1]} channels, the weight {weight.shape[1]}")
-    finish = _compiled()[1] if fused and tokens.codes.numel() else _finished
     size = max(1, BLOCK // weight.shape[0])
+    sums = tokens.scale if weight.shift is None else tokens.sums  # without a shift they are not read
+    # Where nothing is to be taken from it, the product may be rounded at once: one pass less over wide results.
+    first = dtype if weight.shift is None else torch.float32
     parts = [
-        finish(_product(codes, weight), scale, sums, weight.shift, bias, dtype)
-        for codes, scale, sums in zip(*(torch.split(each, size) for each in tokens[:3]), strict=True)
+        _finished(_product(codes, weight, first), scale, summed, weight.shift, bias, dtype)
+        for codes, scale, summed in zip(
+            *(torch.split(each, size) for each in (tokens.codes, tokens.scale, sums)), strict=True
+        )
     ]
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result.reshape(*tokens.leading, weight.shape[0])
@@ -147,32 +148,6 @@ def integer_linear(
 def supported(device: torch.device) -> bool:
     """Whether the device has an exact integer product."""
     return bool(backends(device.type))
-
-
-@cache
-def fusible() -> bool:
-    """Whether `torch.compile` works here, for which a CPU needs a C++ compiler; the first call tries, for seconds."""
-    try:
-        _compiled()[0](torch.ones(2, 2), torch.ones(()), 127)
-    except Exception:  # whatever the compiler behind it makes of this machine
-        return False
-    return True
-
-
-def pays(rows: int, out_features: int, in_features: int, device: torch.device, *, fused: bool = False) -> bool:
-    """Whether a linear in integers, quantization included, was faster than in bfloat16 wherever this was measured.
-
-    A fixed rule, so that results do not depend on the load of the machine. What is saved grows with `out * in`, what
-    quantizing and scaling cost with `out + in`; compiled passes cost less, but tens of microseconds to enter. Measured
-    on one thread of a processor with AMX (`benchmarks/integer.py`); without AMX and on CUDA nothing has been, and the
-    answer is no. More threads than free cores change the picture: there are more passes here to wait for.
-    """
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if device.type != "cpu" or not capabilities.get("amx_int8", False) or "onednn" not in backends("cpu"):
-        return False
-    least = 1000 if fused and rows >= 64 else 1300
-    most = math.inf if fused else 512
-    return 0 < rows <= most and out_features * in_features >= least * (out_features + in_features)
 
 
 @cache
@@ -187,7 +162,7 @@ def _exact(backend: Backend, device: torch.device) -> bool:
     signs = torch.ones(32, 256, dtype=torch.int16, device=device)
     signs[::2, ::3] = signs[1::4] = -1
     codes = (signs * 255 + 255).div(2).to(torch.uint8)  # 0 and 255
-    tokens = Tokens(codes, torch.ones(32, 1, device=device), torch.zeros(32, 1, device=device), torch.Size([32]))
+    tokens = Tokens(codes, torch.ones(32, 1, device=device), torch.Size([32]))
     ones = torch.ones(32, device=device)
     try:
         weight = IntegerWeight._made(codes, ones, ones * ZERO, device, backend)
@@ -198,17 +173,19 @@ def _exact(backend: Backend, device: torch.device) -> bool:
     return torch.equal(result.to(torch.float64), values @ values.T)
 
 
-def _product(codes: Tensor, weight: IntegerWeight) -> Tensor:
-    """Sums times the weight's scale, float32 `(tokens, out)`, a tensor of its own."""
-    return _onednn(codes, weight) if weight.backend == "onednn" else _int_mm(codes, weight)
+def _product(codes: Tensor, weight: IntegerWeight, dtype: torch.dtype) -> Tensor:
+    """Sums times the weight's scale, `(tokens, out)` in `dtype`, a tensor of its own."""
+    if weight.backend == "onednn" and dtype in (torch.float32, torch.bfloat16):
+        return _onednn(codes, weight, dtype)
+    return (_onednn(codes, weight, torch.float32) if weight.backend == "onednn" else _int_mm(codes, weight)).to(dtype)
 
 
-def _onednn(codes: Tensor, weight: IntegerWeight) -> Tensor:
+def _onednn(codes: Tensor, weight: IntegerWeight, dtype: torch.dtype) -> Tensor:
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
         *(codes, 1.0, ZERO),
         *(weight.packed, weight.scale, torch.zeros(weight.shape[0], dtype=torch.int32)),
         None,  # a bias here would be scaled with the token
-        *(1.0, 0, torch.float32),
+        *(1.0, 0, dtype),
         *("none", [], ""),
     )
     return result
@@ -222,19 +199,21 @@ def _int_mm(codes: Tensor, weight: IntegerWeight) -> Tensor:
     return sums[:rows, : weight.shape[0]] * weight.scale
 
 
-def _quantized(rows: Tensor, share: Tensor, highest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes plus 128, as the bits of int8, with scales and sums."""
+def _quantized(rows: Tensor, share: Tensor, highest: int) -> tuple[Tensor, Tensor]:
+    """Codes plus 128, as the bits of int8, and scales."""
     scale = (share * _largest(rows) / highest).clamp_min(TINY)
+    if rows.dtype == torch.bfloat16:
+        scale = scale.bfloat16().float()
     # Times the reciprocal, because a vector of divisions takes as long as all the rest.
     steps = rows.to(torch.float32, copy=True).mul_(scale.reciprocal()).round_().clamp_(-highest - 1, highest)
-    # Adding 128 flips the sign bit; conversion to uint8 itself is several times slower than to int8. The sum is exact.
-    return steps.to(torch.int8).bitwise_xor_(-ZERO), scale, steps.sum(-1, keepdim=True)
+    # Adding 128 flips the sign bit; conversion to uint8 itself is several times slower than to int8.
+    return steps.to(torch.int8).bitwise_xor_(-ZERO), scale
 
 
 def _largest(rows: Tensor) -> Tensor:
     """The largest magnitude of each row, float32 `(rows, 1)`."""
     magnitudes = rows.abs()
-    if rows.element_size() == 2 and not torch.compiler.is_compiling():
+    if rows.element_size() == 2:
         # Positive floats are ordered as their bits are, and integers compare faster.
         return magnitudes.view(torch.int16).amax(-1, keepdim=True).view(rows.dtype).float()
     return magnitudes.amax(-1, keepdim=True).float()
@@ -246,12 +225,7 @@ def _finished(
     """Shift, scale of the tokens, and bias, in place."""
     if shift is not None:
         product.addcmul_(sums, shift)
-    product.mul_(scale)
+    product.mul_(scale.to(product.dtype))
     if bias is not None:
-        product.add_(bias)
+        product.add_(bias.to(product.dtype))
     return product.to(dtype)
-
-
-@cache
-def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]:
-    return torch.compile(_quantized, dynamic=True), torch.compile(_finished, dynamic=True)

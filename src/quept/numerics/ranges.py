@@ -8,7 +8,7 @@ from quept.numerics import affine
 NARROWEST, CANDIDATES = 0.35, 27  # shares from the whole range down, 0.025 apart
 
 
-def best_share(grouped: Tensor, bits: int, importance: Tensor) -> Tensor:
+def best_share(grouped: Tensor, bits: int, importance: Tensor, symmetric: bool = False) -> Tensor:
     """The share of each group's range that rounds with the least weighted squared error, `(out, groups, 1)`.
 
     `importance`, `(1, groups, inputs)`, weighs the squared errors: the inputs' mean squares make the sum an estimate
@@ -18,7 +18,7 @@ def best_share(grouped: Tensor, bits: int, importance: Tensor) -> Tensor:
     best = torch.ones_like(low)
     least = torch.full_like(low, torch.inf)
     for share in torch.linspace(1.0, NARROWEST, CANDIDATES).tolist():
-        to = affine.grid_between(low * share, high * share, bits)
+        to = affine.grid_between(low * share, high * share, bits, symmetric)
         error = ((affine.fake_quantize(grouped, to) - grouped).square_() * importance).sum(-1, keepdim=True)
         better = error < least
         least = torch.where(better, error, least)

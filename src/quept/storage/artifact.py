@@ -41,7 +41,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
-    integers: bool = True,
+    integers: bool | None = None,
     verify: bool = True,
 ) -> Any:
     """The transformers model of an artifact, ready to run at any of its widths.
@@ -53,8 +53,9 @@ def load(
         dtype: dtype of the weights; None keeps the checkpoint's.
         memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
             leaves room for two uniform widths, so that switching back and forth costs nothing.
-        integers: multiply in integers, where weights and activations are rounded and that is faster on this device; the
-            result is the same up to float rounding. False always multiplies what the codes stand for.
+        integers: where weights and activations are both rounded, multiply their codes, which gives the same up to float
+            rounding, instead of what they stand for. None does so on CPUs that have an exact integer product; on
+            CUDA it has not been measured.
         verify: check the SHA-256 of every file first.
 
     Raises `InvalidInput` where there is no artifact or the width is not in it, `CorruptArtifact` where the artifact
@@ -68,7 +69,7 @@ def load(
     model.requires_grad_(False)
     layers = elastic_linears(model).values()
     for layer in layers:
-        layer.integers = integers
+        layer.integers = layer.weight.device.type == "cpu" if integers is None else integers
     one_width = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     keep_derived_weights(model, 2 * one_width if memory_budget is None else memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
