@@ -25,8 +25,6 @@ def make_elastic(model: Any, recipe: Recipe) -> None:
     for index, block in enumerate(blocks):
         place = Place(architecture, model.config, index, len(blocks))
         assemble(block, place, recipe, transforms)
-        # Where values are rotated in the weights, rotating them again would undo it.
-        attach(block, place.path, architecture.attention, rotates_values=not recipe.rotation.enabled)
 
 
 def assemble(
@@ -41,6 +39,9 @@ def assemble(
     linears = replace_linears(block, place.path, place.architecture.linears, recipe.weight_spec, inputs)
     for transform in transforms:
         transform.attach(block, place)
+    # Where values are rotated in the weights, rotating them again would undo it.
+    architecture, rotates_values = place.architecture, not recipe.rotation.enabled
+    attach(block, place.path, architecture.attention, rotates_values, *architecture.keys(place.config))
     return linears
 
 

@@ -87,10 +87,38 @@ def test_a_handed_out_tensor_is_known_by_identity_and_once():
     assert not key_values.were_handed_out(other)
 
 
-def test_it_owns_nothing_and_can_be_copied():
+def test_it_owns_a_center_and_can_be_copied():
     key_values = KeyValues("model.layers.0.self_attn", rotates_values=False)
     key_values.bits = 4
-    assert not key_values.state_dict()
+    assert list(key_values.state_dict()) == list(key_values.learned()) == ["center"]
+    assert key_values.to(torch.bfloat16).center.dtype == torch.float32
     for twin in (copy.deepcopy(key_values), pickle.loads(pickle.dumps(key_values))):
         assert (twin.path, twin.bits, twin.rotates_values) == ("model.layers.0.self_attn", 4, False)
     assert "bits=4" in repr(key_values)
+
+
+@torch.no_grad()
+def test_what_keys_have_in_common_costs_nothing_once_it_is_known():
+    generator = torch.Generator().manual_seed(0)
+    offset = 20 * torch.randn(2, 1, 16, generator=generator)
+    keys = torch.randn(3, 2, 40, 16, generator=generator) + offset
+    values = torch.randn(3, 2, 40, 16, generator=generator)
+    key_values = KeyValues("path", rotates_values=True, heads=2, size=16)
+    key_values.bits = 4
+
+    def error():
+        # Rotated keys are compared with rotated keys: at 8 bits and without a center they are as good as exact.
+        exact = key_values.restore(key_values.rotate(keys, values)[0])
+        return float((key_values.quantize(keys, values)[0] - exact).norm())
+
+    before = error()
+    key_values.see(keys)
+    assert key_values.center.abs().sum() == 0, "nobody measures"
+    with key_values.measuring_center():
+        key_values.see(keys[:1])
+        key_values.see(keys[1:])
+    assert torch.allclose(key_values.center, keys.mean((0, 2)).unsqueeze(1), atol=1e-4)
+    assert error() < 0.2 * before
+    plain = KeyValues("path", rotates_values=True)
+    rotated = key_values.restore(key_values.rotate(keys, values)[0])
+    assert torch.allclose(rotated, plain.restore(plain.rotate(keys, values)[0]), atol=1e-4)

@@ -19,15 +19,19 @@ from quept.nn.keyvalues import KeyValues
 ATTRIBUTE = "key_values"  # of an attention module
 
 
-def attach(block: nn.Module, block_path: str, attention: str, rotates_values: bool) -> KeyValues:
+def attach(
+    block: nn.Module, block_path: str, attention: str, rotates_values: bool, heads: int = 1, size: int = 1
+) -> KeyValues:
     """Give the attention at path `attention` of the block at `block_path` a `KeyValues`, at full precision for now.
 
+    `heads` and `size` are those of its keys; without them, keys are never centred.
     Returns it; it is the attention's submodule `key_values`, in the place of one that was there. Raises
     `InvalidInput` for an attention implementation other than "sdpa" and "eager".
     """
     module = block.get_submodule(attention)
     install(module.config)
-    key_values = KeyValues(f"{block_path}.{attention}", rotates_values)
+    key_values = KeyValues(f"{block_path}.{attention}", rotates_values, heads, size)
+    key_values.to(next(module.parameters()).device)
     setattr(module, ATTRIBUTE, key_values)
     return key_values
 
@@ -85,6 +89,7 @@ def _attend(
     key_values: KeyValues | None = getattr(module, ATTRIBUTE, None)
     if key_values is None:
         return base(module, query, key, value, mask, **kwargs)
+    key_values.see(key)
     if not key_values.were_handed_out(key):
         if key_values.bits is None:
             return base(module, query, key, value, mask, **kwargs)

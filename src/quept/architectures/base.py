@@ -104,6 +104,12 @@ class Architecture:
         """The module path of block `index` in the model."""
         return f"{self.blocks}.{index}"
 
+    def keys(self, config: Any) -> tuple[int, int]:
+        """How many heads keys have, and how many channels each."""
+        heads: int = config.num_attention_heads
+        size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return getattr(config, "num_key_value_heads", None) or heads, size
+
     def is_linear(self, path: str) -> bool:
         """Whether the module at `path` in a block is one of the linears to quantize (else a norm)."""
         return path in self.linears

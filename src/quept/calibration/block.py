@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from quept.architectures import Place
+from quept.architectures.attention import ATTRIBUTE
 from quept.architectures.checkpoint import cast_parameters
 from quept.assembly import assemble
 from quept.calibration.capture import BlockCall
 from quept.nn import DerivedWeights, ElasticInput, nearest, stored_tensors
+from quept.nn.keyvalues import KeyValues
 from quept.spec import Recipe
 from quept.transforms import Transform, transforms_of
 
@@ -44,6 +46,13 @@ class CalibrationBlock:
     def inputs(self) -> list[ElasticInput]:
         """What the linears' inputs go through, each once."""
         return list(dict.fromkeys(linear.input for linear in self.linears.values() if linear.input is not None))
+
+    @property
+    def key_values(self) -> KeyValues:
+        """What quantizes the block's keys and values."""
+        found = self.module.get_submodule(f"{self.place.architecture.attention}.{ATTRIBUTE}")
+        assert isinstance(found, KeyValues)
+        return found
 
     def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
         """Fold a transform into the weights; see there for `inputs`."""

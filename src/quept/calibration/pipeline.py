@@ -210,7 +210,8 @@ class _Run:
         if self.recipe.reconstruction.clipping_start == "search":
             watched |= set(block.linears)
         passes = -(-full_precision.samples // self.chunk)
-        with block.observed(watched, max(1, self.recipe.smoothing.tokens // passes)) as inputs:
+        observed = block.observed(watched, max(1, self.recipe.smoothing.tokens // passes))
+        with observed as inputs, block.key_values.measuring_center():
             self._advance_full_precision(block, full_precision)
         for transform in watching:
             with self.clock("transforms"):

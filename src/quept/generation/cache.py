@@ -110,6 +110,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
             self._forget_what_no_window_reaches()
         keys, values = held.unbind(0)
         if self._rotated:
+            keys = key_values.restore(keys)
             key_values.hand_out(keys)
         return keys, values
 
