@@ -1,7 +1,7 @@
 """`quept info`."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,6 +58,8 @@ def info(
     console.print(clean(directory), style="bold")
     for label, fact in facts:
         console.print(f"  {label:20} {clean(fact)}")
+    for note in notes(model):
+        console.print(f"  note: {clean(note)}")
     widths = []
     for bits in recipe.bits:
         errors = [error for error in manifest.block_errors if error.bits == bits]
@@ -78,6 +80,7 @@ def info(
             "directory": directory,
             "stored_bytes": stored,
             "widths": widths,
+            "notes": notes(model),
             "manifest": manifest.model_dump(mode="json"),
         },
     )
@@ -86,6 +89,17 @@ def info(
 def listed(widths: Iterable[int]) -> str:
     """Widths as `2,3,4`, or `no`."""
     return ",".join(map(str, widths)) or "no"
+
+
+def notes(model: Any) -> list[str]:
+    """What the transforms say of this model."""
+    from quept.architectures import Place, architecture_of
+    from quept.transforms import transforms_of
+
+    architecture = architecture_of(model.config.model_type)
+    blocks = architecture.block_list(model)
+    place = Place(architecture, model.config, 0, len(blocks))
+    return [note for each in transforms_of(model.quept_manifest.recipe) for note in each.notes(blocks[0], place)]
 
 
 def granularity(recipe: "Recipe") -> str:

@@ -52,7 +52,8 @@ def quantize_tokens(x: Tensor, share: Tensor, bits: int) -> Tokens:
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
     that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is at least float32's smallest normal,
-    so tokens of zeros have codes of zero; for `x` in bfloat16 it is rounded to bfloat16. A token that is not finite has a scale that is not.
+    so tokens of zeros have codes of zero; for `x` in bfloat16 it is rounded to bfloat16. A token that is not finite
+    has a scale that is not.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"activations have 2 to 8 bits here, not {bits}")
