@@ -59,6 +59,16 @@ def test_wrong_tensors_are_refused(artifact, name):
         quept.load(artifact)
 
 
+def test_artifacts_from_before_keys_were_centred_are_read_with_none(artifact):
+    center = "model.layers.0.self_attn.key_values.center"
+    assert load_file(artifact / SHARD)[center].abs().sum() > 0
+    change_tensors(artifact, lambda tensors: tensors.pop(center))
+    model = quept.load(artifact, "w2kv4")
+    assert model.state_dict()[center].abs().sum() == 0
+    assert model.state_dict()[center.replace(".0.", ".1.")].abs().sum() > 0
+    assert model(torch.arange(5).unsqueeze(0)).logits.isfinite().all()
+
+
 CONFIG = {
     "hidden_size": [10**9, -64, "64", None],
     "num_hidden_layers": [0, 1, 10**6],

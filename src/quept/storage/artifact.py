@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from quept.architectures import architecture_of
+from quept.architectures.attention import ATTRIBUTE
 from quept.architectures.checkpoint import first_line, quiet
 from quept.assembly import make_elastic
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
 from quept.nn import learned_names, stored_tensors
-from quept.precision import Precision, elastic_linears, keep_derived_weights, set_precision
+from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
 from quept.storage.manifest import Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
@@ -157,7 +158,9 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
     linears = {f"{path}.weight" for path in layers}
     learned = learned_names(model)
     expected = stored_tensors(model)
-    if missing := sorted(expected.keys() - tensors.keys()):
+    # Artifacts from before keys were centred have none of these, and zero means not at all.
+    optional = {f"{path}.{ATTRIBUTE}.center" for path in key_values(model)}
+    if missing := sorted(expected.keys() - tensors.keys() - optional):
         raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise CorruptArtifact(
