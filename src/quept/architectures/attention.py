@@ -31,7 +31,9 @@ def attach(
     module = block.get_submodule(attention)
     install(module.config)
     key_values = KeyValues(f"{block_path}.{attention}", rotates_values, heads, size)
-    key_values.to(next(module.parameters()).device)
+    device = next(module.parameters()).device
+    if device.type != "meta":  # in a model without weights, zero is what the center is
+        key_values.to(device)
     setattr(module, ATTRIBUTE, key_values)
     return key_values
 
