@@ -215,9 +215,14 @@ class Smoothing(Value):
 
 
 class Rotation(Value):
-    """QuaRot: Hadamard rotations that spread outliers over all channels, folded into weights where that is possible."""
+    """QuaRot: Hadamard rotations that spread outliers over all channels, folded into weights where that is possible.
+
+    Each head's values are rotated in the weights. With `across_heads` attention's outputs are rotated over all heads as
+    well, as the model runs.
+    """
 
     enabled: bool = False
+    across_heads: bool = False
 
 
 class Activations(Value):

@@ -8,7 +8,7 @@ import torch
 import quept
 from quept.architectures import ARCHITECTURES, architecture_of
 from quept.errors import InvalidInput
-from quept.precision import elastic_linears
+from quept.precision import elastic_linears, rounded_to_nearest
 from quept.spec import Adapter, Granularity, Reconstruction
 
 BEST = quept.load_recipe("weight-activation-best")
@@ -146,3 +146,19 @@ def test_every_linear_reads_exactly_one_quantized_tensor():
     for family in ARCHITECTURES:
         architecture = architecture_of(family)
         assert sorted(path for readers in architecture.inputs for path in readers) == sorted(architecture.linears)
+
+
+def test_the_baseline_rounds_what_is_named(artifact, windows):
+    loaded = quept.load(artifact)
+    before, exact = loaded.state_dict().keys(), logits(loaded, windows)
+    with rounded_to_nearest(loaded, "w16a16"):
+        assert logits(loaded, windows).equal(exact)
+    errors = {}
+    for precision in ("w16a4", "w4a16", "w4a4", "w4a4kv2", "kv2", "w8a8"):
+        with rounded_to_nearest(loaded, precision):
+            errors[precision] = relative_error(logits(loaded, windows), exact)
+    assert 0 < errors["w8a8"] < min(errors["w16a4"], errors["w4a16"])
+    assert max(errors["w16a4"], errors["w4a16"]) < errors["w4a4"] < errors["w4a4kv2"]
+    assert errors["kv2"] > 0
+    assert loaded.state_dict().keys() == before
+    assert logits(loaded, windows).equal(exact)

@@ -16,7 +16,8 @@ def nearest(layers: Iterable[ElasticLinear], bits: int | None, activation_bits: 
     before = [layer.activation_bits for layer in layers]
     try:
         for layer in layers:
-            layer.override = layer.weight if bits is None else layer.nearest(bits)
+            # Detached: a parameter that is assigned to a module becomes one of its own.
+            layer.override = layer.weight.detach() if bits is None else layer.nearest(bits)
             layer.activation_bits = activation_bits
             if layer.input is not None and activation_bits is not None:
                 layer.input.override = layer.input.whole_grid(activation_bits)

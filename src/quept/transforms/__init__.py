@@ -10,7 +10,7 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     """The transforms that a recipe enables, in the order in which they are folded."""
     chosen: list[Transform] = []
     if recipe.rotation.enabled:
-        chosen.append(Rotate())
+        chosen.append(Rotate(recipe.rotation))
     if recipe.smoothing.enabled:
         chosen.append(Smooth(recipe))
     return tuple(chosen)

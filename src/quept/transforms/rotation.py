@@ -4,7 +4,8 @@
   the rotation is in the weights of the linears that write to it and read from it; the norms' weights move into the
   readers, since a norm without weights commutes with rotations. Norms that subtract the mean commute with those that
   leave the mean where it is. Embeddings and head stay as they are, so that tied weights stay tied.
-- Values are rotated per head, in the weights of the value projection and of the linear behind attention.
+- Values are rotated per head, in the weights of the value projection and of the linear behind attention. Where a recipe
+  wants it, attention's outputs are rotated over all heads as well, online.
 - All other inputs, behind an activation function for instance, are rotated as the model runs.
 
 Where norms stand between linears and the residual stream (Gemma), its readers' inputs are rotated online instead.
@@ -12,7 +13,7 @@ Where norms stand between linears and the residual stream (Gemma), its readers' 
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from quept.architectures import Architecture, Place, Values
 from quept.nn import ElasticLinear
 from quept.nn.elastic import weight_of
 from quept.nn.inputs import OnlineTransform
-from quept.numerics.hadamard import Rotation
+from quept.numerics import hadamard
+from quept.spec import Rotation
 from quept.transforms.base import Transform
 
 
@@ -35,9 +37,8 @@ class StreamRotation:
     """
 
     def __init__(self, size: int, centered: bool) -> None:
-        self.size, self.hadamard = size, Rotation.of(size)
-        drawn = hashlib.shake_256(f"residual stream of {size}".encode()).digest(size)
-        self.signs = torch.tensor([1.0 if byte & 1 else -1.0 for byte in drawn], dtype=torch.float64)
+        self.size, self.hadamard = size, hadamard.Rotation.of(size)
+        self.signs = _signs(f"residual stream of {size}", size)
         mean = torch.full((size,), size**-0.5, dtype=torch.float64)
         across = self.hadamard(mean * self.signs) - mean
         length = across.norm()
@@ -59,14 +60,17 @@ class StreamRotation:
         return reflected
 
 
+@dataclass(frozen=True)
 class Rotate(Transform):
     """QuaRot's rotations for every block."""
 
+    settings: Rotation = field(default_factory=lambda: Rotation(enabled=True))
+
     def online(self, block: nn.Module, place: Place) -> Mapping[str, OnlineTransform]:
         """A Hadamard rotation for every input that no rotation in the weights reaches."""
-        folded = _folded(place.architecture, place.config)
+        folded = _folded(place.architecture, place.config, self.settings)
         linears = [path for readers in place.architecture.inputs if not folded & set(readers) for path in readers]
-        return {path: Rotation.of(weight_of(block.get_submodule(path)).shape[1]) for path in linears}
+        return {path: hadamard.Rotation.of(weight_of(block.get_submodule(path)).shape[1]) for path in linears}
 
     def attach(self, block: nn.Module, place: Place) -> None:
         """Rotate the residual stream where it enters the first block, and back where it leaves the last."""
@@ -117,7 +121,7 @@ class Rotate(Transform):
                 f"{len(online)} inputs per block are rotated as the model runs."
             )
         for what, size in rotated.items():
-            if not (rotation := Rotation.of(size)).whole:
+            if not (rotation := hadamard.Rotation.of(size)).whole:
                 parts = " + ".join(map(str, rotation.orders))
                 notes.append(f"No Hadamard matrix of order {size} is known here: {what} are rotated in parts, {parts}.")
         return notes
@@ -145,6 +149,12 @@ class _Leave:
         return self.stream.inverse(output)
 
 
+def _signs(purpose: str, size: int) -> Tensor:
+    """Plus and minus one, `(size,)`, the same on every machine."""
+    drawn = hashlib.shake_256(purpose.encode()).digest(size)
+    return torch.tensor([1.0 if byte & 1 else -1.0 for byte in drawn], dtype=torch.float64)
+
+
 def _stream(architecture: Architecture, config: Any) -> StreamRotation | None:
     """The rotation of the residual stream, where it can be in the weights."""
     residual = architecture.residual
@@ -153,14 +163,15 @@ def _stream(architecture: Architecture, config: Any) -> StreamRotation | None:
     return StreamRotation(config.hidden_size, residual.centered)
 
 
-def _folded(architecture: Architecture, config: Any) -> set[str]:
-    """The linears whose inputs are rotated by the weights in front of them."""
+def _folded(architecture: Architecture, config: Any, settings: Rotation) -> set[str]:
+    """The linears whose inputs are rotated by the weights in front of them, and need nothing more."""
     stream = _stream(architecture, config)
     return {
         path
         for site in architecture.sites
         for path in site.consumers
-        if isinstance(site.channels, Values) or (stream is not None and not architecture.is_linear(site.producer))
+        if (isinstance(site.channels, Values) and not settings.across_heads)
+        or (stream is not None and not architecture.is_linear(site.producer))
     }
 
 
@@ -181,19 +192,25 @@ def _rotate_outputs(linear: ElasticLinear, rotation: Callable[[Tensor], Tensor])
 
 
 def _rotate_values(block: nn.Module, producer: str, consumers: tuple[str, ...], values: Values, config: Any) -> None:
-    """Rotate each head's values where they are made, and take the rotation out again behind attention."""
+    """Rotate each head's values where they are made, and take the rotation out again behind attention.
+
+    Signs follow, drawn per key-value head: a rotation over all heads would undo part of this one without them.
+    """
     made, taken = _linear(block, producer), [_linear(block, path) for path in consumers]
     channels = taken[0].in_features
     heads: int = config.num_attention_heads
-    rotation = Rotation.of(channels // heads)
+    rotation = hadamard.Rotation.of(channels // heads)
     rows = values.rows(config, channels).view(heads, -1)
+    signs = {int(head[0]): _signs(f"values in row {int(head[0])}", len(head)) for head in rows}
     for linear in taken:
-        weight = linear.weight.double().view(linear.out_features, heads, -1)
-        linear.weight.copy_(rotation(weight).flatten(1))
+        weight = rotation(linear.weight.double().view(linear.out_features, heads, -1))
+        weight *= torch.stack([signs[int(head[0])] for head in rows]).to(weight)
+        linear.weight.copy_(weight.flatten(1))
     for head in torch.unique(rows, dim=0).to(made.weight.device):  # several heads may read the same values
-        made.weight[head] = rotation(made.weight[head].double().T).T.to(made.weight.dtype)
+        sign = signs[int(head[0])].to(made.weight.device)
+        made.weight[head] = (rotation(made.weight[head].double().T) * sign).T.to(made.weight.dtype)
         if made.bias is not None:
-            made.bias[head] = rotation(made.bias[head].double()).to(made.bias.dtype)
+            made.bias[head] = (rotation(made.bias[head].double()) * sign).to(made.bias.dtype)
 
 
 def _move_norm(block: nn.Module, norm_path: str, consumers: tuple[str, ...], offset: float) -> None:
