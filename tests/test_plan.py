@@ -3,7 +3,8 @@
 import pytest
 
 from quept.errors import InvalidInput
-from quept.plan import FULL, Widths, parse_precisions
+from quept.plan import Widths, parse_precisions
+from quept.widths import FULL
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from quept.precision import (
     rounded_to_nearest,
     set_precision,
 )
-from quept.spec import Adapter, BitGroups, Granularity, WeightSpec
+from quept.spec import Adapter, Granularity, WeightSpec
+from quept.widths import BitGroups
 
 SIZE = 12
 PATHS = ("layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down")

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from quept.errors import InvalidInput
 from quept.recipes import load_recipe, names
-from quept.spec import Adapter, BitGroups, Granularity, Merging, Recipe, parse_bits
+from quept.spec import Adapter, Granularity, Merging, Recipe
+from quept.widths import BitGroups, parse_bits
 
 SUBSETS = list(chain.from_iterable(combinations(range(2, 9), size) for size in range(1, 8)))
 MINIMAL = 'name = "mine"\nbits = "2-8"\n'

@@ -7,9 +7,7 @@ from types import MappingProxyType
 from typing import Self
 
 from quept.errors import InvalidInput
-
-FULL = 16  # how full precision is written where a width is: w4a16
-NARROWEST, WIDEST = 2, 8
+from quept.widths import FULL, MAX_BITS, MIN_BITS
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ def parse_precisions(text: str) -> tuple[Widths, ...]:
         part = part.strip()
         if written := re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII):
             low, high = int(written[1]), int(written[2])
-            if not NARROWEST <= low <= high <= WIDEST:
+            if not MIN_BITS <= low <= high <= MAX_BITS:
                 raise InvalidInput(
-                    f"bits {text!r} are not possible: widths go from {NARROWEST} to {WIDEST}, ranges from low to high."
+                    f"bits {text!r} are not possible: widths go from {MIN_BITS} to {MAX_BITS}, ranges from low to high."
                 )
             found += [Widths(weights=bits) for bits in range(low, high + 1)]
         else:
@@ -104,8 +102,8 @@ def parse_precisions(text: str) -> tuple[Widths, ...]:
 
 
 def _allowed(bits: int, given: object) -> int:
-    if bits != FULL and not NARROWEST <= bits <= WIDEST:
+    if bits != FULL and not MIN_BITS <= bits <= MAX_BITS:
         raise InvalidInput(
-            f"precision {given!r} is not possible: widths go from {NARROWEST} to {WIDEST}; {FULL} is full precision."
+            f"precision {given!r} is not possible: widths go from {MIN_BITS} to {MAX_BITS}; {FULL} is full precision."
         )
     return bits

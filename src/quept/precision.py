@@ -8,8 +8,9 @@ from torch import nn
 from quept.errors import InvalidInput
 from quept.nn import DerivedWeights, ElasticLinear, nearest
 from quept.nn.keyvalues import KeyValues
-from quept.plan import FULL, PlannedWidth, PrecisionPlan, Widths
+from quept.plan import PlannedWidth, PrecisionPlan, Widths
 from quept.spec import Activations
+from quept.widths import FULL
 
 Precision = int | str | Widths | PrecisionPlan | Mapping[str, PlannedWidth] | None
 

@@ -19,7 +19,8 @@ from quept.calibration.reconstruct import expected_draws, reconstruct
 from quept.calibration.stream import Stream
 from quept.numerics import affine
 from quept.precision import elastic_linears
-from quept.spec import Adapter, BitGroups, Granularity, Recipe, Reconstruction
+from quept.spec import Adapter, Granularity, Recipe, Reconstruction
+from quept.widths import BitGroups
 
 CPU = torch.device("cpu")
 WIDTHS = (2, 3, 4, 8)

@@ -9,7 +9,8 @@ from quept.errors import InvalidInput
 from quept.nn import DerivedWeights, ElasticLinear, replace_linears
 from quept.nn.elastic import weight_of
 from quept.numerics import affine
-from quept.spec import Adapter, BitGroups, Granularity, WeightSpec
+from quept.spec import Adapter, Granularity, WeightSpec
+from quept.widths import BitGroups
 
 WIDTHS = range(2, 9)
 ENTRIES = ("weight", "scale", "rounding")

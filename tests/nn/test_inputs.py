@@ -9,7 +9,8 @@ from torch import nn
 from quept.nn import DerivedWeights, ElasticInput, learned_names, nearest, replace_linears, stored_tensors
 from quept.numerics import integer
 from quept.numerics.hadamard import Rotation
-from quept.spec import Activations, Adapter, BitGroups, Granularity, WeightSpec
+from quept.spec import Activations, Adapter, Granularity, WeightSpec
+from quept.widths import BitGroups
 
 SPEC = WeightSpec(
     groups=BitGroups.partition((4, 8)), granularity=Granularity(grouped_bits=()), adapter=Adapter(kind="none")

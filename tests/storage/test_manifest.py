@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quept.errors import CorruptArtifact, InvalidInput
-from quept.spec import Adapter, BitGroups, Data, Merging, Recipe
+from quept.spec import Adapter, Data, Merging, Recipe
 from quept.storage.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -18,6 +18,7 @@ from quept.storage.manifest import (
     read_manifest,
     record_files,
 )
+from quept.widths import BitGroups
 
 GOLDEN = Path(__file__).parent / "golden" / MANIFEST
 CONTENTS = {

@@ -9,7 +9,8 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.reconstruct import draw
 from quept.calibration.stream import Stream
 from quept.numerics import merging
-from quept.spec import BitGroups, Merging
+from quept.spec import Merging
+from quept.widths import BitGroups
 
 
 def advance(

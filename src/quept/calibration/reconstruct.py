@@ -18,7 +18,8 @@ from quept.calibration.passes import Pass
 from quept.calibration.stream import Stream
 from quept.errors import CalibrationFailed
 from quept.numerics import rounding
-from quept.spec import BitGroups, Recipe, Reconstruction
+from quept.spec import Recipe, Reconstruction
+from quept.widths import BitGroups
 
 # The rounding policy's regulariser (AdaRound): its weight, and how its sharpness falls over the training.
 UNDECIDED_WEIGHT = 0.01

@@ -119,7 +119,7 @@ def override(
     rank: int | None = None,
 ) -> "Recipe":
     """The recipe with what the command line sets."""
-    from quept.spec import parse_bits
+    from quept.widths import parse_bits
 
     if bits is not None:
         recipe = recipe.with_bits(parse_bits(bits))

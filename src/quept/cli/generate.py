@@ -39,8 +39,9 @@ def generate(
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
     from quept.generation import KeyValueCache
-    from quept.plan import FULL, Widths
+    from quept.plan import Widths
     from quept.storage import load
+    from quept.widths import FULL
 
     check_target("--json", json_file)
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):

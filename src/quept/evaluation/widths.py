@@ -9,8 +9,9 @@ from torch import Tensor
 
 from quept.evaluation.perplexity import perplexity
 from quept.nn.size import full_precision_bytes, packed_bytes
-from quept.plan import FULL, Widths
+from quept.plan import Widths
 from quept.precision import at_precision, rounded_to_nearest
+from quept.widths import FULL
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quept.nn.elastic import ElasticLinear
-from quept.plan import FULL
+from quept.widths import FULL
 
 SCALE_BYTES = 2  # float16
 

@@ -14,7 +14,8 @@ from pydantic import Field, field_validator
 
 from quept.errors import CorruptArtifact, InvalidInput
 from quept.files import replacing, sha256
-from quept.spec import Recipe, Value, Width
+from quept.spec import Recipe
+from quept.widths import Value, Width
 
 MANIFEST = "quept.json"
 FORMAT_VERSION: Final = 1
