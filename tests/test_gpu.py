@@ -13,12 +13,13 @@ pytestmark = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_a_model_calibrates_and_runs_on_cuda(tiny_model, windows, tmp_path, family, dtype):
+@pytest.mark.parametrize("name", ["paper", "weight-activation"])
+def test_a_model_calibrates_and_runs_on_cuda(tiny_model, windows, tmp_path, name, family, dtype):
     model = tiny_model(family, dtype=dtype)
-    paper = quept.load_recipe("paper")
+    paper = quept.load_recipe(name)
     recipe = paper.updated(adapter=paper.adapter.updated(rank=2), reconstruction=paper.reconstruction.updated(epochs=4))
     report = quept.calibrate(model, tmp_path / "out", data=windows, recipe=recipe, device="cuda")
-    low = [error for error in report.manifest.block_errors if error.bits == 2]
+    low = [error for error in report.manifest.block_errors if error.bits == min(recipe.bits)]
     assert all(error.calibrated < error.rounding for error in low)
 
     loaded = quept.load(tmp_path / "out", device="cuda")

@@ -40,3 +40,27 @@ def test_stories260k_keeps_its_language_at_every_width(tmp_path):
     original = open_model(ASSETS / "lm" / "stories260K")
     with torch.inference_mode():
         assert torch.equal(model(tokens[None, :256]).logits, original(tokens[None, :256]).logits)
+
+
+def test_stories260k_keeps_its_language_with_rounded_activations(tmp_path):
+    recipe = quept.load_recipe("weight-activation-best").with_bits((4, 6, 8))
+    quept.calibrate(
+        ASSETS / "lm" / "stories260K",
+        tmp_path / "out",
+        data=ASSETS / "text" / "tinystories.calibration.txt",
+        recipe=recipe,
+        samples=24,
+        sequence_length=256,
+        compiled=False,
+    )
+    model = quept.load(tmp_path / "out")
+    tokens = token_stream(ASSETS / "text" / "tinystories.test.txt", open_tokenizer(tmp_path / "out"), max_tokens=12_000)
+    wanted = (4, 6, 8, "w4a8", "w8a8kv8")
+    result = evaluate_widths(model, tokens, wanted, sequence_length=256, baseline=True)
+    found = {row.precision: row for row in result.results}
+    rounding = found["4"].baseline - result.full_precision
+    assert found["4"].perplexity - result.full_precision < 0.65 * rounding
+    assert found["6"].perplexity < found["6"].baseline
+    assert found["8"].perplexity < 1.005 * result.full_precision
+    assert found["w8a8kv8"].perplexity < 1.005 * result.full_precision
+    assert found["6"].perplexity < found["w4a8"].perplexity < found["4"].perplexity
