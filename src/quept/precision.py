@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 from torch import nn
 
+from quept.architectures.attention import install
 from quept.errors import InvalidInput
 from quept.nn import DerivedWeights, ElasticLinear, nearest
 from quept.nn.keyvalues import KeyValues
@@ -48,6 +50,8 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
         )
     chosen = {path: _widths_of(layers[path], planned) for path, planned in plan.bits.items() if path in layers}
     kept = {path: _kept_width(planned) for path, planned in plan.bits.items() if path in attentions}
+    if any(bits is not None for bits in kept.values()):
+        install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
     for path, (bits, activation_bits) in chosen.items():
         layers[path].bits, layers[path].activation_bits = bits, activation_bits
     for path, bits in kept.items():

@@ -148,6 +148,15 @@ def test_every_linear_reads_exactly_one_quantized_tensor():
         assert sorted(path for readers in architecture.inputs for path in readers) == sorted(architecture.linears)
 
 
+def test_keys_and_values_stay_quantized_when_the_attention_implementation_is_changed(artifact, windows):
+    loaded = quept.load(artifact, "kv2")
+    quantized = logits(loaded, windows)
+    loaded.set_attn_implementation("eager")
+    assert not torch.allclose(logits(loaded, windows), quantized, rtol=1e-3)
+    quept.set_precision(loaded, "kv2")
+    torch.testing.assert_close(logits(loaded, windows), quantized, rtol=1e-3, atol=1e-3)
+
+
 def test_the_baseline_rounds_what_is_named(artifact, windows):
     loaded = quept.load(artifact)
     before, exact = loaded.state_dict().keys(), logits(loaded, windows)
