@@ -460,3 +460,35 @@ def test_a_recipe_file_is_read_by_text_or_path(tmp_path):
     made = load_recipe(str(path))
     assert made == load_recipe(path)
     assert (made.name, made.bits, made.adapter.rank) == ("mine", (4, 5, 6, 7, 8), 3)
+
+
+def activations_recipe(**changes):
+    return load_recipe("weight-activation").updated(**changes)
+
+
+@pytest.mark.parametrize("name", ["weight-activation", "weight-activation-best"])
+def test_recipes_of_weights_and_activations_pair_equal_widths(name):
+    made = load_recipe(name)
+    assert made.bits == made.activations.bits == (4, 5, 6, 7, 8)
+    assert made.rotation.enabled
+    assert not made.smoothing.enabled
+    assert [made.label(bits) for bits in (4, 8)] == ["w4a4", "w8a8"]
+    assert load_recipe("best").label(4) == "4"
+
+
+def test_another_bit_set_is_of_activations_as_well():
+    assert activations_recipe().with_bits((2, 4)).activations.bits == (2, 4)
+    assert load_recipe("best").with_bits((2, 4)).activations.bits == ()
+
+
+def test_weights_without_a_width_of_activations_go_with_the_highest():
+    made = activations_recipe(activations={"bits": "4-8"}).with_bits((2, 4, 8)).updated(activations={"bits": (4, 6)})
+    assert [made.activations.beside(bits) for bits in (2, 4, 8, None)] == [6, 4, 6, None]
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    refused(lambda: activations_recipe(smoothing={"enabled": True}), "smoothing and rotation", "choose one")
+    refused(lambda: activations_recipe(activations={"bits": "1-4"}), "2 to 8")
+    refused(lambda: activations_recipe(activations={"bits": "four"}), "cannot be read")
+    refused(lambda: activations_recipe(activations={"bits": (9,)}), "activations.bits")
+    refused(lambda: activations_recipe(activations={"group_size": 0}), "group_size")

@@ -206,6 +206,7 @@ MISTAKES = {
     "precision unreadable": ("generate {w}/artifact --prompt a --bits w4x8", 2, "w4a8"),
     "activations not calibrated": ("generate {w}/artifact --prompt a --bits w4a8", 2, "weight-activation"),
     "keys and values of 9 bits": ("generate {w}/artifact --prompt a --kv-bits 9", 2, "widths go from 2 to 8"),
+    "recent keys without a width": ("generate {w}/artifact --prompt a --kv-recent 4", 2, "give --kv-bits"),
     "keys and values of 1 bit": ("evaluate {w}/artifact {data} --kv-bits 1", 2, "widths go from 2 to 8"),
     "activations of a recipe without": (
         "calibrate {w}/model {data} {out} --recipe paper --activation-bits 4",

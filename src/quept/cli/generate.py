@@ -47,6 +47,10 @@ def generate(
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise InvalidInput("The prompt is not valid text in this terminal's encoding; give UTF-8.")
     precision = Widths.parse(bits).with_keys_values(kv_bits)
+    if kv_recent and precision.keys_values in (None, FULL):
+        raise InvalidInput(
+            "--kv-recent leaves some of what --kv-bits rounds in full precision; give --kv-bits as well."
+        )
     model = load(directory, precision, device=device)
     tokenizer = open_tokenizer(directory)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
