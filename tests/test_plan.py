@@ -18,6 +18,7 @@ from quept.widths import FULL
         ("w2", Widths(2, FULL), "w2a16"),
         ("a8", Widths(FULL, 8), "w16a8"),
         ("kv3", Widths(keys_values=3), "kv3"),
+        ("4kv3", Widths(4, None, 3), "4kv3"),
         ("w4kv2", Widths(4, FULL, 2), "w4a16kv2"),
         (None, Widths(FULL, FULL, FULL), "w16a16kv16"),
         (Widths(3, 8), Widths(3, 8), "w3a8"),

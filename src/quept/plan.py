@@ -23,7 +23,7 @@ class Widths:
 
     @classmethod
     def parse(cls, given: "int | str | Widths | None") -> Self:
-        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"kv4"` or None (all at full precision); 16 is full precision, too.
+        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, which is all at full precision, as is a width of 16.
 
         Where weights or activations are named, the other is at full precision unless it is named as well. Raises
         `InvalidInput` for anything else.
@@ -36,18 +36,17 @@ class Widths:
             raise InvalidInput(f"precision {given!r} is neither a width, a plan nor None (full precision).")
         if isinstance(given, int):
             return cls(weights=_allowed(given, given))
-        if re.fullmatch(r"\d{1,3}", given, re.ASCII):
-            return cls(weights=_allowed(int(given), given))
-        written = re.fullmatch(r"(?:w(\d{1,3}))?(?:a(\d{1,3}))?(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
+        written = re.fullmatch(r"(?:(\d{1,3})|(?:w(\d{1,3}))?(?:a(\d{1,3}))?)(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
         if written is None or not given:
             raise InvalidInput(
                 f"precision {given!r} cannot be read; write a width (4), or widths of weights, activations, and keys "
                 "and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
             )
-        weights, activations, keys_values = (
-            None if part is None else _allowed(int(part), given) for part in written.groups()
-        )
-        if weights is not None or activations is not None:
+        named = (None if part is None else _allowed(int(part), given) for part in written.groups())
+        paired, weights, activations, keys_values = named
+        if paired:
+            return cls(paired, None, keys_values)
+        if weights or activations:
             weights, activations = weights or FULL, activations or FULL
         return cls(weights, activations, keys_values)
 
@@ -56,9 +55,8 @@ class Widths:
         return self if bits is None else replace(self, keys_values=_allowed(bits, bits))
 
     def __str__(self) -> str:
-        if self.activations is None and self.keys_values is None:
-            return str(self.weights)
-        parts = (("w", self.weights), ("a", self.activations), ("kv", self.keys_values))
+        paired = "" if self.activations is None else "w"  # with what activations were calibrated with beside it
+        parts = ((paired, self.weights), ("a", self.activations), ("kv", self.keys_values))
         return "".join(f"{name}{bits}" for name, bits in parts if bits is not None)
 
 
