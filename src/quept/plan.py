@@ -23,7 +23,7 @@ class Widths:
 
     @classmethod
     def parse(cls, given: "int | str | Widths | None") -> Self:
-        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, which is all at full precision, as is a width of 16.
+        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so is a width of 16.
 
         Where weights or activations are named, the other is at full precision unless it is named as well. Raises
         `InvalidInput` for anything else.
