@@ -317,3 +317,25 @@ def test_a_compiled_pass_gives_what_the_plain_one_gives(activation_bits, tiny_mo
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
     for compiled, plain in zip(found[1][1], found[0][1], strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_code_is_not_taken_from_a_block_that_differs(tiny_model, windows):
+    """The first block rotates what enters it, and the last one what leaves it; those between share their code."""
+    settings = quept.load_recipe("weight-activation-best")
+    model = tiny_model("llama", num_hidden_layers=4)
+    architecture = architecture_of("llama")
+    entrance = Entrance(model, architecture, torch.float32)
+    blocks, hidden, notes = architecture.block_list(model), entrance.hidden_states(windows), []
+    compiled = CompiledPass(notes.append)
+    for index, call in enumerate(entrance.calls(windows)):
+        place = Place(architecture, model.config, index, len(blocks))
+        block = CalibrationBlock(blocks[index], place, settings, call, CPU, torch.float32)
+        with torch.no_grad():
+            for layer in block.linears.values():
+                layer.override = layer.derive(8)
+            torch.testing.assert_close(
+                compiled(block.call, block.module, hidden), block.call(block.module, hidden), rtol=1e-4, atol=1e-4
+            )
+    assert not notes

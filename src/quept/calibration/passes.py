@@ -67,7 +67,9 @@ class CompiledPass(PlainPass):
         if self._run is None or compiled is None:
             return None
         try:
-            return compiled(*given)
+            # Blocks of one kind share their code, but the first and the last have hooks of their own.
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+                return compiled(*given)
         except Exception as error:  # whatever the compiler behind it makes of this machine
             self._note(f"Training is not compiled ({first_line(error)}), which is slower but changes nothing else.")
             self._run = None
