@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 LARGEST_FACTOR = 4096  # of Paley's matrices: 16 million entries
 RADIX = 64  # of the Walsh-Hadamard transform
@@ -125,7 +126,7 @@ def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Ten
     return torch.cat([_multiply(part, order, inverse) for part, order in zip(parts, orders, strict=True)], dim=-1)
 
 
-@torch.library.custom_op("quept::rotate", mutates_args=())
+@custom_op("quept::rotate", mutates_args=())
 def _operator(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
     return _multiply_parts(values, orders, inverse).clone()
 
