@@ -18,8 +18,7 @@ from math import isqrt, prod, sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 LARGEST_FACTOR = 4096  # of Paley's matrices: 16 million entries
 RADIX = 64  # of the Walsh-Hadamard transform
@@ -126,7 +125,7 @@ def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Ten
     return torch.cat([_multiply(part, order, inverse) for part, order in zip(parts, orders, strict=True)], dim=-1)
 
 
-@custom_op("quept::rotate", mutates_args=())
+@library.custom_op("quept::rotate", mutates_args=())
 def _operator(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
     return _multiply_parts(values, orders, inverse).clone()
 
