@@ -51,7 +51,7 @@ def lookahead() -> Iterator[None]:
         job = run.job
         blocks = job.architecture.block_list(job.model)
         following = copy.deepcopy(blocks[run.index + 1]).to(job.device, job.compute_dtype).requires_grad_(False)
-        call = Entrance(job.model, job.architecture, job.compute_dtype).calls(job.windows)[run.index + 1].to(job.device)
+        call = Entrance(job.model, job.architecture, job.compute_dtype).calls(job.samples)[run.index + 1].to(job.device)
 
         def behind(objective: Objective) -> Objective:
             def error(target: Tensor, rows: Rows) -> Error:
@@ -74,10 +74,10 @@ def lookahead() -> Iterator[None]:
 @contextmanager
 def second_order() -> Iterator[None]:
     """Rounding offsets start from GPTQ's error feedback, as far as half a step allows."""
-    place_ranges, learn_rounding = pipeline._Run._place_ranges, ElasticLinear.learn_rounding
+    place_ranges, learn_rounding = pipeline.place_ranges, ElasticLinear.learn_rounding
 
-    def keep_inputs(run: Any, block: Any, inputs: dict[str, Tensor]) -> None:
-        place_ranges(run, block, inputs)
+    def keep_inputs(block: Any, inputs: dict[str, Tensor]) -> None:
+        place_ranges(block, inputs)
         for path, linear in block.linears.items():
             linear.hessian = inputs[path].float().T @ inputs[path].float()
 
@@ -91,7 +91,7 @@ def second_order() -> Iterator[None]:
         return offsets
 
     with (
-        patch.object(pipeline._Run, "_place_ranges", keep_inputs),
+        patch.object(pipeline, "place_ranges", keep_inputs),
         patch.object(ElasticLinear, "learn_rounding", start),
     ):
         yield

@@ -266,7 +266,7 @@ def test_settings_are_frozen():
         ({"adapter": 3}, ("adapter", "3")),
         ({"granularity": {"group_size": 0}}, ("granularity.group_size",)),
         ({"reconstruction": {"loss": "huber"}}, ("reconstruction.loss", "mae", "huber")),
-        ({"reconstruction": {"epochs": 0}}, ("reconstruction.epochs",)),
+        ({"reconstruction": {"epochs": -1}}, ("reconstruction.epochs",)),
         ({"reconstruction": {"epochs": 1.5}}, ("reconstruction.epochs", "1.5")),
         ({"reconstruction": {"batch_size": 0}}, ("reconstruction.batch_size",)),
         ({"reconstruction": {"adapter_learning_rate": 0}}, ("reconstruction.adapter_learning_rate",)),

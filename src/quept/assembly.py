@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from quept.architectures import Place, architecture_of
-from quept.architectures.attention import attach
+from quept.architectures import Architecture, Place, architecture_of
+from quept.architectures.attention import attach, attach_products
 from quept.nn import ElasticInput, ElasticLinear, replace_linears
 from quept.nn.elastic import weight_of
 from quept.nn.inputs import OnlineTransform
@@ -18,13 +18,12 @@ from quept.transforms import Transform, transforms_of
 
 
 def make_elastic(model: Any, recipe: Recipe) -> None:
-    """Make a causal language model's blocks elastic, uncalibrated, in place; keys and values can be rounded, too."""
+    """Make a model elastic, uncalibrated, in place: its blocks, and layers outside that the recipe gives a width."""
     architecture = architecture_of(model.config.model_type)
-    blocks = architecture.block_list(model)
     transforms = transforms_of(recipe)
-    for index, block in enumerate(blocks):
-        place = Place(architecture, model.config, index, len(blocks))
-        assemble(block, place, recipe, transforms)
+    for index, block in enumerate(architecture.block_list(model)):
+        assemble(block, Place.of(architecture, model, index), recipe, transforms)
+    assemble_outer(model, architecture, recipe)
 
 
 def assemble(
@@ -39,10 +38,31 @@ def assemble(
     linears = replace_linears(block, place.path, place.architecture.linears, recipe.weight_spec, inputs)
     for transform in transforms:
         transform.attach(block, place)
-    # Where values are rotated in the weights, rotating them again would undo it.
-    architecture, rotates_values = place.architecture, not recipe.rotation.enabled
-    attach(block, place.path, architecture.attention, rotates_values, *architecture.keys(place.config))
+    for attention in place.attentions:
+        if place.architecture.predicts_tokens:
+            # Where values are rotated in the weights, rotating them again would undo it.
+            rotates_values = not recipe.rotation.enabled
+            attach(block, place.path, attention, rotates_values, *place.architecture.keys(place.config))
+        if recipe.activations.products:
+            attach_products(block, place.path, attention, recipe.activations)
     return linears
+
+
+def assemble_outer(model: nn.Module, architecture: Architecture, recipe: Recipe) -> dict[str, ElasticLinear]:
+    """Replace the layers outside the blocks by elastic ones of one width, in place, where the recipe has one for them.
+
+    Returns them by path. `model` may be a part of one: what it does not have is passed over.
+    """
+    spec = recipe.outer_weight_spec
+    if spec is None:
+        return {}
+    layers, activations = architecture.outer_layers(model), recipe.outer_activations
+    inputs = {
+        path: ElasticInput(activations, [path], None, layer.weight.device)
+        for path, layer in layers.items()
+        if activations.bits
+    }
+    return replace_linears(model, None, list(layers), spec, inputs)
 
 
 def _inputs(

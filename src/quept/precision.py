@@ -8,7 +8,7 @@ from torch import nn
 
 from quept.architectures.attention import install
 from quept.errors import InvalidInput
-from quept.nn import DerivedWeights, ElasticLinear, nearest
+from quept.nn import AttentionProducts, DerivedWeights, ElasticLinear, nearest
 from quept.nn.keyvalues import KeyValues
 from quept.plan import PlannedWidth, PrecisionPlan, Widths
 from quept.spec import Activations
@@ -33,6 +33,11 @@ def key_values(model: nn.Module) -> dict[str, KeyValues]:
     return {module.path: module for module in model.modules() if isinstance(module, KeyValues)}
 
 
+def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
+    """What decides on the width of attention's operands, by its module path; empty where they are not rounded."""
+    return {module.path: module for module in model.modules() if isinstance(module, AttentionProducts)}
+
+
 def set_precision(model: nn.Module, precision: Precision) -> None:
     """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
 
@@ -41,27 +46,35 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     progress. Raises `InvalidInput`, with the model untouched, for a width that was not calibrated and for a plan that
     names unknown layers.
     """
-    layers, attentions = elastic_linears(model), key_values(model)
-    plan = _as_plan(precision, layers, attentions)
-    if unknown := sorted(map(str, set(plan.bits) - set(layers) - set(attentions))):
+    layers, attentions, products = elastic_linears(model), key_values(model), attention_products(model)
+    plan = _as_plan(precision, [*layers, *products], attentions)
+    if unknown := sorted(map(str, set(plan.bits) - set(layers) - set(attentions) - set(products))):
         raise InvalidInput(
             f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
             f"{sorted(layers)[:3]}."
         )
     chosen = {path: _widths_of(layers[path], planned) for path, planned in plan.bits.items() if path in layers}
     kept = {path: _kept_width(planned) for path, planned in plan.bits.items() if path in attentions}
-    if any(bits is not None for bits in kept.values()):
+    operands = {
+        path: _activation_width(products[path].spec, Widths.parse(planned))
+        for path, planned in plan.bits.items()
+        if path in products
+    }
+    if any(bits is not None for bits in (*kept.values(), *operands.values())):
         install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
     for path, (bits, activation_bits) in chosen.items():
         layers[path].bits, layers[path].activation_bits = bits, activation_bits
     for path, bits in kept.items():
         attentions[path].bits = bits
+    for path, bits in operands.items():
+        products[path].bits = bits
 
 
 def precision_of(model: nn.Module) -> PrecisionPlan:
     """The plan in force."""
     linears = {path: _planned(layer) for path, layer in elastic_linears(model).items()}
-    return PrecisionPlan({**linears, **{path: each.bits for path, each in key_values(model).items()}})
+    kept = {path: each.bits for path, each in key_values(model).items()}
+    return PrecisionPlan({**linears, **kept, **{path: each.bits for path, each in attention_products(model).items()}})
 
 
 @contextmanager
@@ -78,13 +91,15 @@ def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
 @contextmanager
 def rounded_to_nearest(model: nn.Module, precision: int | str | Widths) -> Iterator[None]:
     """Run the enclosed code with plain rounding to nearest: the baseline, at the same granularity."""
-    layers = list(elastic_linears(model).values())
+    layers, named = list(elastic_linears(model).values()), Widths.parse(precision)
     widths = [_widths_of(layer, precision) for layer in layers]
-    kept = Widths(keys_values=Widths.parse(precision).keys_values)
+    kept = Widths(keys_values=named.keys_values)
     with ExitStack() as stack:
         stack.enter_context(at_precision(model, kept))
         for layer, (bits, activation_bits) in zip(layers, widths, strict=True):
             stack.enter_context(nearest([layer], bits, activation_bits))
+        for each in attention_products(model).values():
+            stack.enter_context(nearest([], None, _activation_width(each.spec, named), [each]))
         yield
 
 
@@ -109,20 +124,34 @@ def _as_plan(precision: Precision, linears: Iterable[str], attentions: Iterable[
 def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tuple[int | None, int | None]:
     """The widths of a layer's weights and inputs that a plan's entry means; None is full precision."""
     widths = Widths.parse(planned)
+    calibrated = Activations() if layer.input is None else layer.input.spec
+    if layer.spec.fixed:
+        (only,) = layer.spec.groups.bits
+        bits = None if widths.weights in (None, FULL) else only
+        activated = widths.weights not in (None, FULL) if widths.activations is None else widths.activations != FULL
+        return bits, calibrated.beside(only) if activated else None
     bits = None if widths.weights in (None, FULL) else widths.weights
     if bits is not None:
         layer.spec.groups.index(bits)
-    calibrated = Activations() if layer.input is None else layer.input.spec
+    return bits, _activation_width(calibrated, widths)
+
+
+def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
+    """The width of activations that is meant; None is full precision."""
     if widths.activations is None:
-        return bits, calibrated.beside(bits)
+        return calibrated.beside(None if widths.weights == FULL else widths.weights)
     if widths.activations == FULL:
-        return bits, None
+        return None
     if widths.activations not in calibrated.bits:
         raise InvalidInput(
             f"Activations of {widths.activations} bits are not in the calibrated set {list(calibrated.bits)}"
-            + ("; choose one of these." if calibrated.bits else ": calibrate with the recipe weight-activation.")
+            + (
+                "; choose one of these."
+                if calibrated.bits
+                else ": calibrate with a recipe that rounds them, such as weight-activation or vision."
+            )
         )
-    return bits, widths.activations
+    return widths.activations
 
 
 def _kept_width(planned: PlannedWidth) -> int | None:

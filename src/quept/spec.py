@@ -17,6 +17,7 @@ AdapterKind = Literal["cascade", "shared", "independent", "none"]
 AdapterEntry = Literal["weight", "scale", "rounding"]
 MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
 Loss = Literal["mae", "mse"]
+RangeStart = Literal["min-max", "percentile", "search"]
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -124,19 +125,35 @@ class Rotation(Value):
 
 
 class Activations(Value):
-    """Which widths the linears' inputs can be rounded to; none means weight-only.
+    """Which widths activations can be rounded to, and on which ranges; none means weight-only.
 
-    Inputs are rounded per token, symmetrically, on a range that is measured anew for every token and clipped to a share
-    that is learned per width; `group_size` inputs of a token share a range, or all of them where it is None.
+    With the range of a `"token"` the linears' inputs are rounded symmetrically on a range that is measured anew for
+    every token and clipped to a share that is learned per width; `group_size` inputs of a token share a range, or all
+    of them where it is None. With that of a `"tensor"` they are rounded asymmetrically on a range that is learned per
+    width and stays, and where `products` is set, so are both operands of attention's two products; `start` says where
+    such ranges begin (RepQ-ViT: the best of a few percentiles).
     """
 
     bits: tuple[Width, ...] = ()
+    range: Literal["token", "tensor"] = "token"
     group_size: Annotated[int, Field(ge=1)] | None = None
+    products: bool = False
+    start: RangeStart = "percentile"
 
     @field_validator("bits", mode="before")
     @classmethod
     def _written(cls, bits: Any) -> Any:
         return parse_bits(bits) if isinstance(bits, str) else bits
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.range == "tensor" and self.group_size is not None:
+            raise ValueError(
+                f"activations.group_size {self.group_size} divides the range of a token; it needs range = 'token'"
+            )
+        if self.range == "token" and self.products:
+            raise ValueError("activations.products are rounded on the range of a tensor; set range = 'tensor'")
+        return self
 
     def beside(self, weight_bits: int | None) -> int | None:
         """The width that activations have where only the weights' width is named.
@@ -146,6 +163,12 @@ class Activations(Value):
         if weight_bits is None or not self.bits:
             return None
         return weight_bits if weight_bits in self.bits else max(self.bits)
+
+
+class Reparameterization(Value):
+    """RepQ-ViT: channels behind a norm get one range in common, folded into the norm and the linears that read it."""
+
+    enabled: bool = False
 
 
 class Reconstruction(Value):
@@ -163,6 +186,7 @@ class Reconstruction(Value):
     rounds with the least output error, found per group of inputs. `activation_learning_rate` is that of the shares
     which activations' ranges are clipped to; they start in the same way.
 
+    With no `epochs` nothing is trained: weights and activations are rounded on the ranges that they start with.
     `last_block_loss = "kl"` trains the last block on the model's predictions instead of its hidden states; of the
     probability that it is to predict, `text_share` goes to the token that follows in the calibration text.
     """
@@ -170,7 +194,7 @@ class Reconstruction(Value):
     loss: Loss = "mae"
     last_block_loss: Literal["kl"] | None = None
     text_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    epochs: Annotated[int, Field(ge=1)] = 15
+    epochs: Annotated[int, Field(ge=0)] = 15
     batch_size: Annotated[int, Field(ge=1)] = 2
     normalized: bool = False
     cadence: tuple[Annotated[int, Field(ge=0)], ...] = ()
@@ -205,16 +229,24 @@ class Data(Value):
 
 
 class WeightSpec(Value):
-    """All that one elastic linear layer must know: widths, granularity and adapter."""
+    """All that one elastic linear layer must know: widths, granularity and adapter.
+
+    One that is `fixed` has a single width, at which it runs whenever the model runs at any.
+    """
 
     groups: BitGroups
     granularity: Granularity
     adapter: Adapter
     learned_rounding: tuple[Width, ...] = ()
+    fixed: bool = False
 
 
 class Recipe(Value):
-    """Everything that a calibration does, as read from a recipe file."""
+    """Everything that a calibration does, as read from a recipe file.
+
+    `outer_bits` is the width of the layers in front of the blocks and behind them, where a family has such (patch
+    embedding and classifier of a vision transformer); None leaves them as they are.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     groups: BitGroups
@@ -225,7 +257,9 @@ class Recipe(Value):
     merging: Merging = Merging()
     smoothing: Smoothing = Smoothing()
     rotation: Rotation = Rotation()
+    reparameterization: Reparameterization = Reparameterization()
     activations: Activations = Activations()
+    outer_bits: Width | None = None
     data: Data = Data()
 
     @model_validator(mode="before")
@@ -262,8 +296,11 @@ class Recipe(Value):
                 f"learned_rounding and adapter.entry {self.adapter.entry!r} would both decide the rounding; use the "
                 "entry 'weight' with it, or leave learned_rounding empty"
             )
-        if self.smoothing.enabled and self.rotation.enabled:
-            raise ValueError("smoothing and rotation are both enabled, but a rotation mixes the channels; choose one")
+        enabled = [name for name in ("smoothing", "rotation", "reparameterization") if getattr(self, name).enabled]
+        if len(enabled) > 1:
+            raise ValueError(
+                f"{' and '.join(enabled)} are both enabled, but each prepares the same channels; choose one"
+            )
         cadence = self.reconstruction.cadence
         if cadence and (len(cadence) != count or not any(cadence)):
             raise ValueError(
@@ -286,6 +323,21 @@ class Recipe(Value):
             adapter=self.adapter,
             learned_rounding=tuple(bits for bits in self.bits if bits in self.learned_rounding),
         )
+
+    @property
+    def outer_weight_spec(self) -> WeightSpec | None:
+        """What each layer outside the blocks must know, or None where they stay as they are."""
+        if self.outer_bits is None:
+            return None
+        groups = BitGroups.partition((self.outer_bits,))
+        granularity = Granularity(group_size=self.granularity.group_size, grouped_bits=())
+        return WeightSpec(groups=groups, granularity=granularity, adapter=Adapter(kind="none"), fixed=True)
+
+    @property
+    def outer_activations(self) -> Activations:
+        """How the inputs of layers outside the blocks are rounded: as those of other linears, at `outer_bits`."""
+        bits = (self.outer_bits,) if self.outer_bits is not None and self.activations.bits else ()
+        return self.activations.updated(bits=bits)
 
     def label(self, bits: int) -> str:
         """What a width of weights stands for: `4`, or `w4a4` where activations are rounded beside it."""

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from conftest import FAMILIES
 from transformers import AttentionInterface
 
-from quept.architectures import ARCHITECTURES, architecture_of
+from quept.architectures import architecture_of
 from quept.architectures.attention import attach, install, is_installed
 from quept.errors import InvalidInput
 from quept.numerics.hadamard import Rotation
@@ -41,7 +42,7 @@ def relative_error(actual, expected):
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=FAMILIES)
 def model(request, tiny_model):
     return tiny_model(request.param)
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import FAMILIES
 from transformers import BloomConfig, BloomForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import quept
@@ -27,7 +28,7 @@ QUICK = PAPER.updated(
 BF16 = {"dtype": torch.bfloat16}
 # A family's plain model under its own name; then whatever a configuration can change about the sites.
 VARIANTS = {
-    **{family: (family, {}) for family in ARCHITECTURES},
+    **{family: (family, {}) for family in FAMILIES},
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-bf16": ("llama", BF16),
@@ -81,7 +82,7 @@ def entered(model, windows, dtype):
     entrance = Entrance(model, architecture, dtype)
     call = entrance.calls(windows)[0]
     blocks = architecture.block_list(model)
-    wrapped = CalibrationBlock(blocks[0], Place(architecture, model.config, 0, len(blocks)), QUICK, call, CPU, dtype)
+    wrapped = CalibrationBlock(blocks[0], Place.of(architecture, model, 0), QUICK, call, CPU, dtype)
     return wrapped, entrance.hidden_states(windows)
 
 
@@ -171,7 +172,7 @@ def test_fitted_scales_change_nothing(model, windows):
 #   which costs 8 bits up to a tenth where nothing was left to gain from clipping.
 # - All windows in one batch, for gradients without noise.
 WIDE = {
-    **{family: {"hidden_size": 128, "intermediate_size": 172} for family in ARCHITECTURES},
+    **{family: {"hidden_size": 128, "intermediate_size": 172} for family in FAMILIES},
     "opt": {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 172},
     "gpt2": {"n_embd": 128, "n_inner": 172},
 }
@@ -183,7 +184,7 @@ THOROUGH = PAPER.updated(
 )
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_calibration_beats_rounding_in_every_block_at_every_width(family, tiny_model, windows, tmp_path):
     model = tiny_model(family, **WIDE[family])
     report = quept.calibrate(model, tmp_path / "artifact", data=windows, recipe=THOROUGH, device="cpu")

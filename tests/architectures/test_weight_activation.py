@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import FAMILIES
 
 import quept
-from quept.architectures import ARCHITECTURES, architecture_of
+from quept.architectures import architecture_of
 from quept.errors import InvalidInput
 from quept.precision import elastic_linears, rounded_to_nearest
 from quept.spec import Adapter, Granularity, Reconstruction
@@ -18,7 +19,7 @@ PAPER = quept.load_recipe("weight-activation")
 QUICK = PAPER.updated(adapter=Adapter(rank=2), reconstruction=Reconstruction(epochs=1, batch_size=4))
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request, tiny_model):
     return tiny_model(request.param)
 
@@ -96,7 +97,7 @@ def test_generation_steps_through_a_cache_as_through_one_pass(artifact, windows)
     assert relative_error(steps[0], together[:, :1]) < 1e-4
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_calibration_beats_rounding_in_every_block_at_every_width(family, tiny_model, windows, tmp_path):
     report = quept.calibrate(tiny_model(family), tmp_path / "artifact", data=windows, recipe=THOROUGH, device="cpu")
     errors = report.manifest.block_errors
@@ -136,14 +137,14 @@ def test_an_artifact_of_weights_alone_says_how_to_get_activations(tiny_model, wi
     recipe = quept.load_recipe("paper").updated(adapter=Adapter(rank=2), reconstruction=QUICK.reconstruction)
     model = tiny_model("llama")
     loaded = quept.load(quept.calibrate(model, tmp_path / "artifact", data=windows, recipe=recipe).directory)
-    with pytest.raises(InvalidInput, match="calibrate with the recipe weight-activation"):
+    with pytest.raises(InvalidInput, match="a recipe that rounds them, such as weight-activation"):
         quept.set_precision(loaded, "w4a8")
     quept.set_precision(loaded, "w4a16")
     assert linear_widths(loaded) == {4}
 
 
 def test_every_linear_reads_exactly_one_quantized_tensor():
-    for family in ARCHITECTURES:
+    for family in FAMILIES:
         architecture = architecture_of(family)
         assert sorted(path for readers in architecture.inputs for path in readers) == sorted(architecture.linears)
 

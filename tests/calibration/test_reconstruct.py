@@ -16,7 +16,7 @@ from quept.calibration.merge import advance
 from quept.calibration.objective import output_error, prediction_error
 from quept.calibration.passes import CompiledPass, PlainPass
 from quept.calibration.reconstruct import expected_draws, reconstruct
-from quept.calibration.stream import Stream
+from quept.calibration.stream import Stream, StreamStore
 from quept.numerics import affine
 from quept.precision import elastic_linears
 from quept.spec import Adapter, Granularity, Recipe, Reconstruction
@@ -46,7 +46,7 @@ def first_block(model, windows, settings: Recipe | None = None):
     entrance = Entrance(model, architecture, torch.float32)
     call = entrance.calls(windows)[0]
     blocks = architecture.block_list(model)
-    place = Place(architecture, model.config, 0, len(blocks))
+    place = Place.of(architecture, model, 0)
     block = CalibrationBlock(blocks[0], place, settings or recipe(), call, CPU, torch.float32)
     return block, entrance.hidden_states(windows)
 
@@ -181,7 +181,7 @@ def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits
 
 
 @pytest.mark.parametrize("strategy", ["per-group", "selective", "single-width"])
-def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows):
+def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows, tmp_path):
     settings = recipe(merging={"strategy": strategy, "single_width": 8})
     block, hidden = first_block(tiny_model("llama"), windows, settings)
 
@@ -189,8 +189,8 @@ def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model,
         one = Stream(hidden.clone(), CPU)
         separate = strategy == "per-group"
         streams = [Stream(hidden.clone(), CPU) if separate else one for _ in settings.groups.groups]
-        generator = torch.Generator().manual_seed(0)
-        advance(block, streams, settings.groups, settings.merging, generator, 4, bfloat16_bits)
+        generator, store = torch.Generator().manual_seed(0), StreamStore(2**30, tmp_path, CPU)
+        advance(block, streams, store, settings.groups, settings.merging, generator, 4, bfloat16_bits)
         return [stream.read(slice(None)) for stream in streams]
 
     exact, half = moved_on(), moved_on(2, 8)
@@ -209,7 +209,7 @@ def test_the_exit_gives_the_models_own_predictions(family, tiny_model, windows):
     hidden = entrance.hidden_states(windows)
     for block, call in zip(architecture.block_list(model), entrance.calls(windows), strict=True):
         hidden = call(block, hidden)
-    leave = Exit(model, architecture, torch.float32, CPU)
+    leave = Exit(model, architecture, torch.float32, CPU, windows[:1])
     with torch.no_grad():
         expected = model(input_ids=windows, use_cache=False).logits
         torch.testing.assert_close(leave(hidden), expected, rtol=1e-4, atol=1e-4)
@@ -217,7 +217,7 @@ def test_the_exit_gives_the_models_own_predictions(family, tiny_model, windows):
 
 def test_the_prediction_error_is_the_divergence_however_it_is_divided(tiny_model, windows, monkeypatch):
     model = tiny_model("llama")
-    leave = Exit(model, architecture_of("llama"), torch.float32, CPU)
+    leave = Exit(model, architecture_of("llama"), torch.float32, CPU, windows[:1])
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(3, 24, 32, generator=generator)
     output = (target + 0.3 * torch.randn(target.shape, generator=generator)).requires_grad_(True)
@@ -226,7 +226,7 @@ def test_the_prediction_error_is_the_divergence_however_it_is_divided(tiny_model
         expected = F.kl_div(q, p, log_target=True, reduction="sum") / 72
     values, gradients = [], []
     for tokens in (10_000, 30, 7):  # all at once; a sample at a time; parts of a sample
-        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.vocabulary)
+        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.classes)
         value = prediction_error(leave)(target, slice(None))(output)
         gradients.append(torch.autograd.grad(value, output)[0])
         values.append(value.detach())
@@ -237,7 +237,7 @@ def test_the_prediction_error_is_the_divergence_however_it_is_divided(tiny_model
 
 def test_the_text_has_its_share_of_the_predictions(tiny_model, windows, monkeypatch):
     model = tiny_model("llama")
-    leave = Exit(model, architecture_of("llama"), torch.float32, CPU)
+    leave = Exit(model, architecture_of("llama"), torch.float32, CPU, windows[:1])
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(2, 24, 32, generator=generator)
     output = (target + 0.3 * torch.randn(target.shape, generator=generator)).requires_grad_(True)
@@ -248,7 +248,7 @@ def test_the_text_has_its_share_of_the_predictions(tiny_model, windows, monkeypa
         p[:, :-1] = (1 - share) * p[:, :-1] + share * text  # after a window's last token nothing is known to follow
         expected = (p * (p.log() - log_q)).sum() / 48
     for tokens in (10_000, 7):  # all at once; parts of a sample
-        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.vocabulary)
+        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.classes)
         error = prediction_error(leave, windows[:, :24], share)(target, rows)
         torch.testing.assert_close(error(output).detach(), expected)
     assert torch.autograd.grad(error(output), output)[0].isfinite().all()
@@ -307,8 +307,8 @@ def test_a_compiled_pass_gives_what_the_plain_one_gives(activation_bits, tiny_mo
             layer.override = forward.weight(layer, 2)
         learned = [layer.offsets[2] for layer in block.linears.values()]
         for each in block.inputs if activation_bits else ():
-            learned.append(each.clipping["2"].requires_grad_(True))
-            each.override = each.grid(2)
+            learned.append(each.quantizer.clipping["2"].requires_grad_(True))
+            each.quantizer.override = each.quantizer.grid(2)
         output = forward(block.call, block.module, hidden)
         found.append((output.detach(), torch.autograd.grad(output.square().mean(), learned)))
         for layer in block.linears.values():
@@ -330,7 +330,7 @@ def test_compiled_code_is_not_taken_from_a_block_that_differs(tiny_model, window
     blocks, hidden, notes = architecture.block_list(model), entrance.hidden_states(windows), []
     compiled = CompiledPass(notes.append)
     for index, call in enumerate(entrance.calls(windows)):
-        place = Place(architecture, model.config, index, len(blocks))
+        place = Place.of(architecture, model, index)
         block = CalibrationBlock(blocks[index], place, settings, call, CPU, torch.float32)
         with torch.no_grad():
             for layer in block.linears.values():

@@ -186,7 +186,7 @@ MISTAKES = {
     "group size negative": ("calibrate {w}/model {data} {out} --group-size -4", 2, "group_size"),
     "rank too high": ("calibrate {w}/model {data} {out} --rank 17", 2, "rank 17"),
     "rank zero": ("calibrate {w}/model {data} {out} --rank 0", 2, "rank"),
-    "no epochs": ("calibrate {w}/model {data} {out} --epochs 0", 2, "epochs"),
+    "fewer than no epochs": ("calibrate {w}/model {data} {out} --epochs -1", 2, "epochs"),
     "text too short": ("calibrate {w}/model --data {w}/short.txt {out}", 2, "tokens"),
     "text empty": ("calibrate {w}/model --data {w}/empty.txt {out}", 2, "empty"),
     "text missing": ("calibrate {w}/model --data {w}/none.txt {out}", 2, "none.txt"),

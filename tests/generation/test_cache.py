@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 import torch
+from conftest import FAMILIES
 from transformers import DynamicCache
 
-from quept.architectures import ARCHITECTURES, architecture_of
+from quept.architectures import architecture_of
 from quept.architectures.attention import attach
 from quept.errors import InvalidInput
 from quept.generation import KeyValueCache
@@ -85,7 +86,7 @@ class Reference(DynamicCache):
         return keys, values
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_is_the_simulation_token_for_token(family, tiny_model, prompts):
     model = with_key_values(tiny_model(family), 3)
     simulated = generate(model, prompts, DynamicCache(config=model.config))

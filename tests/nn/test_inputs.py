@@ -104,34 +104,36 @@ def test_error_falls_with_the_width_and_is_none_without_one():
 def test_what_is_shared_is_stored_once_under_its_first_reader():
     module = block()
     stored = [name for name in stored_tensors(module) if "input." in name]
-    assert stored == ["q.input.clipping.4", "q.input.clipping.8"]
-    assert {"q.input.clipping.4", "k.input.clipping.4", "k.A", "q.clipping.8"} <= learned_names(module)
+    assert stored == ["q.input.quantizer.clipping.4", "q.input.quantizer.clipping.8"]
+    assert {"q.input.quantizer.clipping.4", "k.input.quantizer.clipping.4", "k.A", "q.clipping.8"} <= learned_names(
+        module
+    )
     other = block()
     changed = {name: tensor + 1 for name, tensor in stored_tensors(module).items()}
     other.load_state_dict(changed, strict=False, assign=True)
-    assert other["k"].input.clipping["4"].item() == module["q"].input.clipping["4"].item() + 1
+    assert other["k"].input.quantizer.clipping["4"].item() == module["q"].input.quantizer.clipping["4"].item() + 1
 
 
 def test_what_was_learned_stays_in_float32_when_the_model_is_cast():
     module = block().to(torch.bfloat16)
-    assert module["k"].input.clipping["4"].dtype == torch.float32
+    assert module["k"].input.quantizer.clipping["4"].dtype == torch.float32
     assert module["k"].weight.dtype == torch.bfloat16
 
 
 def test_shares_learn():
     module = at(block(), None, 4)
     linear = module["q"]
-    linear.input.override = linear.input.grid(4)
-    logit = linear.input.clipping["4"].requires_grad_(True)
-    linear.input.override = linear.input.grid(4)
+    linear.input.quantizer.override = linear.input.quantizer.grid(4)
+    logit = linear.input.quantizer.clipping["4"].requires_grad_(True)
+    linear.input.quantizer.override = linear.input.quantizer.grid(4)
     linear(hidden()).square().sum().backward()
     assert logit.grad.abs().item() > 0
 
 
 def test_the_baseline_clips_nothing():
     made = ElasticInput(Activations(bits=(4,)), ("b.q",), None, torch.device("cpu"))
-    assert made.whole_grid(4).share.item() == 1
-    assert made.grid(4).share.item() == pytest.approx(0.982, abs=1e-3)
+    assert made.quantizer.whole_grid(4).share.item() == 1
+    assert made.quantizer.grid(4).share.item() == pytest.approx(0.982, abs=1e-3)
 
 
 @torch.no_grad()

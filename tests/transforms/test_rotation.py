@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from conftest import FAMILIES
 
 import quept
-from quept.architectures import ARCHITECTURES, Place, architecture_of
+from quept.architectures import Place, architecture_of
 from quept.assembly import make_elastic
 from quept.nn.elastic import weight_of
 from quept.precision import set_precision
@@ -17,7 +18,7 @@ from quept.transforms.rotation import StreamRotation
 RECIPE = quept.load_recipe("weight-activation").updated(adapter={"kind": "none"})
 # Whatever a configuration can change about what is rotated where: biases, norms, fused layers, sizes.
 VARIANTS = {
-    **{family: (family, {}) for family in ARCHITECTURES},
+    **{family: (family, {}) for family in FAMILIES},
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-no-groups": ("llama", {"num_key_value_heads": 4}),
     "llama-odd": ("llama", {"hidden_size": 24, "intermediate_size": 172}),
@@ -51,7 +52,7 @@ def rotated(model, across_heads=False):
     make_elastic(model, RECIPE.updated(rotation=settings))
     architecture = architecture_of(model.config.model_type)
     blocks = architecture.block_list(model)
-    placed = [(block, Place(architecture, model.config, index, len(blocks))) for index, block in enumerate(blocks)]
+    placed = [(block, Place.of(architecture, model, index)) for index, block in enumerate(blocks)]
     for block, place in placed:
         Rotate(settings).fold(block, place, {})
     return model, placed

@@ -1,6 +1,6 @@
 """The model families that quept knows, as data. To add one, see docs/adding-an-architecture.md."""
 
-from quept.architectures.base import Architecture, Features, Place, Residual, Site, Values
+from quept.architectures.base import Architecture, Features, Place, Residual, Site, Task, Values
 from quept.architectures.language import (
     GEMMA2,
     GEMMA3,
@@ -13,11 +13,15 @@ from quept.architectures.language import (
     QWEN2,
     QWEN3,
 )
+from quept.architectures.vision import BEIT, DEIT, DINOV2, SWIN, VIT
 from quept.errors import InvalidInput
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture
-    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OPT, GPT_NEOX, GPT2)
+    for architecture in (
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OPT, GPT_NEOX, GPT2),
+        *(VIT, DEIT, SWIN, DINOV2, BEIT),
+    )
 }
 
 
@@ -32,4 +36,14 @@ def architecture_of(model_type: str) -> Architecture:
         ) from None
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "Features", "Place", "Residual", "Site", "Values", "architecture_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Features",
+    "Place",
+    "Residual",
+    "Site",
+    "Task",
+    "Values",
+    "architecture_of",
+]

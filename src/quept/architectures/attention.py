@@ -1,7 +1,8 @@
-"""Quantized keys and values in transformers' attention, by the interface it has for other implementations of it.
+"""Quantized attention in transformers' models, by the interface that they have for other implementations of it.
 
-What runs is the model's own attention ("sdpa" or "eager") on rotated, quantized keys and values. A model whose layers
-have no width for them computes as before, bit for bit.
+Where keys and values are kept for tokens to come, what runs is the model's own attention ("sdpa" or "eager") on
+rotated, quantized keys and values; where the operands of its products are rounded, one that makes them. A model whose
+layers have no width for either computes as before, bit for bit.
 """
 
 import sys
@@ -15,8 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quept.errors import InvalidInput
 from quept.nn.keyvalues import KeyValues
+from quept.nn.products import AttentionProducts
+from quept.spec import Activations
 
 ATTRIBUTE = "key_values"  # of an attention module
+PRODUCTS = "products"  # of an attention module
 
 
 def attach(
@@ -38,8 +42,20 @@ def attach(
     return key_values
 
 
+def attach_products(block: nn.Module, block_path: str, attention: str, spec: Activations) -> AttentionProducts:
+    """Give the attention at path `attention` of the block at `block_path` an `AttentionProducts`, and return it.
+
+    It is the attention's submodule `products`. Raises `InvalidInput` as `attach` does.
+    """
+    module: Any = block.get_submodule(attention)
+    install(module.config)
+    products = AttentionProducts(f"{block_path}.{attention}", spec, next(module.parameters()).device)
+    setattr(module, PRODUCTS, products)
+    return products
+
+
 def install(config: Any) -> None:
-    """Let models of this transformers configuration run their attention through `KeyValues`; twice is once.
+    """Let models of this transformers configuration run their attention through what is attached; twice is once.
 
     Raises `InvalidInput` for an attention implementation other than "sdpa" and "eager".
     """
@@ -48,7 +64,7 @@ def install(config: Any) -> None:
     chosen = config._attn_implementation
     if chosen not in _BASES:
         raise InvalidInput(
-            f"The model's attention implementation is {chosen!r}, in which keys and values cannot be quantized; load "
+            f"The model's attention implementation is {chosen!r}, in which nothing can be quantized; load "
             'the model with attn_implementation="sdpa", or "eager" where the family has no other.'
         )
     AttentionInterface.register(_WRAPPERS[chosen], _BASES[chosen])
@@ -57,7 +73,7 @@ def install(config: Any) -> None:
 
 
 def is_installed(config: Any) -> bool:
-    """Whether models of this transformers configuration run their attention through `KeyValues`."""
+    """Whether models of this transformers configuration run their attention through what is attached."""
     return config._attn_implementation in _WRAPPERS.values()
 
 
@@ -88,6 +104,10 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     """`base` on quantized keys and values; output `(batch, tokens, heads, head size)` and attention weights or None."""
+    products: AttentionProducts | None = getattr(module, PRODUCTS, None)
+    if products is not None and products.are_rounded:
+        scaling = kwargs.get("scaling")
+        return products(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
     key_values: KeyValues | None = getattr(module, ATTRIBUTE, None)
     if key_values is None:
         return base(module, query, key, value, mask, **kwargs)

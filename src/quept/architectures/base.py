@@ -5,12 +5,15 @@ between a producer (a norm or a linear) and the linears that consume its output.
 which family a model belongs to.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+# What a model does, in the names of transformers' pipelines; it decides on its inputs and on how it is judged.
+Task = Literal["text-generation", "image-classification"]
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,12 @@ class Residual:
 class Architecture:
     """One model family: transformers' `model_type`, where its blocks are, their linears and smoothing sites.
 
-    `attention` is the module in a block whose keys and values a cache keeps. `residual` is None where norms stand
-    between the linears and the residual stream. `norm_offset` is what the family's norms add to their weight before
-    they multiply by it (Gemma: 1).
+    Paths in a block may hold one `*`, which stands for every child there is in its place; a path that a block does not
+    have is passed over. `attention` is the module in a block that computes attention. `outer` are the layers in front
+    of the blocks and behind them, linears and convolutions of patches that do not overlap, which are kept at a width
+    of their own. `outputs` is how many things a block returns of which the hidden states are the first, or 0 where
+    it returns nothing else. `residual` is None where norms stand between the linears and the residual stream.
+    `norm_offset` is what the family's norms add to their weight before they multiply by it (Gemma: 1).
     """
 
     model_type: str
@@ -91,11 +97,14 @@ class Architecture:
     linears: tuple[str, ...]
     sites: tuple[Site, ...]
     attention: str = "self_attn"
+    task: Task = "text-generation"
+    outer: tuple[str, ...] = ()
+    outputs: int = 0
     residual: Residual | None = None
     norm_offset: float = 0.0
 
     def block_list(self, model: nn.Module) -> nn.ModuleList:
-        """The list of blocks of a causal language model of this family."""
+        """The list of blocks of a model of this family."""
         blocks = model.get_submodule(self.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
@@ -103,6 +112,20 @@ class Architecture:
     def block_path(self, index: int) -> str:
         """The module path of block `index` in the model."""
         return f"{self.blocks}.{index}"
+
+    def outer_layers(self, model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+        """The layers outside the blocks that have a width of their own, by path; a model without a head has fewer."""
+        found = {path: module for path, module in model.named_modules() if path in self.outer}
+        return {path: module for path, module in found.items() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether there is a prediction for every token, from those before, whose keys and values are kept."""
+        return self.task == "text-generation"
+
+    def arguments(self, samples: Tensor) -> dict[str, Any]:
+        """How the model is called with samples: token ids `(batch, tokens)`, or images `(batch, channels, ...)`."""
+        return {"input_ids": samples, "use_cache": False} if self.predicts_tokens else {"pixel_values": samples}
 
     def keys(self, config: Any) -> tuple[int, int]:
         """How many heads keys have, and how many channels each."""
@@ -134,12 +157,37 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Place:
-    """One block of one model: block number `index` of `blocks`, of a family, with its configuration."""
+    """One block of one model: block number `index` of `blocks`, of a family, with its configuration.
+
+    The paths of this `architecture` are those of the block, without `*`, and `attentions` where it computes attention.
+    """
 
     architecture: Architecture
+    attentions: tuple[str, ...]
     config: Any
     index: int
     blocks: int
+
+    @classmethod
+    def of(cls, architecture: Architecture, model: Any, index: int) -> "Place":
+        """That of a block in a model; its linears may have been replaced already."""
+        blocks = architecture.block_list(model)
+        block = blocks[index]
+
+        def found(patterns: Sequence[str]) -> tuple[str, ...]:
+            return tuple(path for pattern in patterns for path in _expand(block, pattern) if _has(block, path))
+
+        sites = (
+            replace(site, producer=producer, consumers=_expand_all(block, site.consumers, number))
+            for site in architecture.sites
+            for number, producer in enumerate(_expand(block, site.producer))
+        )
+        here = replace(
+            architecture,
+            linears=found(architecture.linears),
+            sites=tuple(site for site in sites if all(_has(block, path) for path in (site.producer, *site.consumers))),
+        )
+        return cls(here, found([architecture.attention]), model.config, index, len(blocks))
 
     @property
     def path(self) -> str:
@@ -155,3 +203,24 @@ class Place:
     def is_last(self) -> bool:
         """Whether the model's final norm and head follow."""
         return self.index + 1 == self.blocks
+
+
+def _expand(block: nn.Module, pattern: str) -> list[str]:
+    """The paths that a pattern stands for, in the order of the children in the place of its `*`."""
+    before, star, after = pattern.partition(".*")
+    if not star or not _has(block, before):
+        return [pattern]
+    return [f"{before}.{name}{after}" for name, _ in block.get_submodule(before).named_children()]
+
+
+def _expand_all(block: nn.Module, patterns: Sequence[str], number: int) -> tuple[str, ...]:
+    """What each pattern stands for at child `number`."""
+    return tuple(paths[min(number, len(paths) - 1)] for paths in (_expand(block, each) for each in patterns))
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    """Whether a block has a module at a path that is more than a place for one."""
+    try:
+        return not isinstance(block.get_submodule(path), nn.Identity)
+    except AttributeError:
+        return False

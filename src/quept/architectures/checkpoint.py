@@ -12,7 +12,7 @@ import huggingface_hub
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from quept.architectures import architecture_of
 from quept.errors import CalibrationFailed, InvalidInput
@@ -39,15 +39,21 @@ def read_config(source: str | Path) -> Any:
     return config
 
 
+def model_class(model_type: str) -> Any:
+    """The class of transformers that opens and makes models of a family, for what they do."""
+    classes = {"text-generation": AutoModelForCausalLM, "image-classification": AutoModelForImageClassification}
+    return classes[architecture_of(model_type).task]
+
+
 def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
-    """A causal language model in evaluation mode, in its checkpoint's dtype unless another is given.
+    """A model in evaluation mode, in its checkpoint's dtype unless another is given.
 
     Weights come from safetensors alone; a checkpoint that lacks any is refused rather than filled with noise.
     """
-    read_config(source)
+    config = read_config(source)
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = model_class(config.model_type).from_pretrained(
                 str(source),
                 dtype=dtype or "auto",
                 trust_remote_code=False,

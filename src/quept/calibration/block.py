@@ -2,20 +2,29 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from quept.architectures import Place
-from quept.architectures.attention import ATTRIBUTE
+from quept.architectures.attention import ATTRIBUTE, PRODUCTS
 from quept.architectures.checkpoint import cast_parameters
 from quept.assembly import assemble
 from quept.calibration.capture import BlockCall
-from quept.nn import DerivedWeights, ElasticInput, nearest, stored_tensors
+from quept.nn import (
+    AttentionProducts,
+    DerivedWeights,
+    ElasticInput,
+    Quantizer,
+    nearest,
+    quantizers_of,
+    stored_tensors,
+)
 from quept.nn.keyvalues import KeyValues
 from quept.spec import Recipe
-from quept.transforms import Transform, transforms_of
+from quept.transforms import Moved, Transform, transforms_of
 
 
 class CalibrationBlock:
@@ -41,6 +50,7 @@ class CalibrationBlock:
         self.call, self.device = call.to(device), device
         self.transforms = transforms_of(recipe)
         self.linears = assemble(self.module, place, recipe, self.transforms)
+        self._moved: dict[str, Moved] = {}
 
     @property
     def inputs(self) -> list[ElasticInput]:
@@ -48,16 +58,34 @@ class CalibrationBlock:
         return list(dict.fromkeys(linear.input for linear in self.linears.values() if linear.input is not None))
 
     @property
-    def key_values(self) -> KeyValues:
-        """What quantizes the block's keys and values."""
-        found = self.module.get_submodule(f"{self.place.architecture.attention}.{ATTRIBUTE}")
-        assert isinstance(found, KeyValues)
-        return found
+    def key_values(self) -> list[KeyValues]:
+        """What quantizes the block's keys and values, where these are kept."""
+        return [found for found in self._attached(ATTRIBUTE) if isinstance(found, KeyValues)]
+
+    @property
+    def products(self) -> list[AttentionProducts]:
+        """What rounds the operands of attention's products, where they are rounded."""
+        return [found for found in self._attached(PRODUCTS) if isinstance(found, AttentionProducts)]
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """What rounds activations in the block, each once."""
+        return quantizers_of(self.linears.values(), self.products)
 
     def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
         """Fold a transform into the weights; see there for `inputs`."""
-        for path, scale in transform.fold(self.module, self.place, inputs).items():
-            self.linears[path].input_scale.copy_(scale)
+        for path, moved in transform.fold(self.module, self.place, inputs).items():
+            self.linears[path].input_scale.copy_(moved.scale)
+            self._moved[path] = moved
+
+    def multiplied(self, path: str, rows: Tensor) -> Tensor:
+        """Rows `(tokens, in)` from in front of a linear before anything was folded, as its weight now meets them."""
+        given = self.linears[path].input
+        rows = rows if given is None else given.transformed(rows)
+        if path not in self._moved:
+            return rows
+        scale, shift = self._moved[path]
+        return (rows if shift is None else rows - shift) / scale
 
     def round_to_stored(self) -> None:
         """Round all weights to the dtype they will be stored in, so that what ships is what is trained."""
@@ -87,6 +115,8 @@ class CalibrationBlock:
         """
         for linear in self.linears.values():
             linear.bits, linear.activation_bits = bits, self.recipe.activations.beside(bits)
+        for products in self.products:
+            products.bits = self.recipe.activations.beside(bits)
         return self.call(self.module, hidden)
 
     @contextmanager
@@ -109,28 +139,37 @@ class CalibrationBlock:
     @contextmanager
     def rounded_to_nearest(self, bits: int) -> Iterator[None]:
         """Within: the baseline's weights and activations, whatever width `run` is given."""
-        with nearest(self.linears.values(), bits, self.recipe.activations.beside(bits)):
+        with nearest(self.linears.values(), bits, self.recipe.activations.beside(bits), self.products):
             yield
 
     @contextmanager
     def observed(self, paths: Iterable[str], tokens: int) -> Iterator[dict[str, Tensor]]:
-        """Within: collect up to `tokens` input rows of each linear per run, evenly spaced; yields the collection."""
+        """Within: collect up to `tokens` input rows of each linear per run, evenly spaced; yields the collection.
+
+        What else is measured of activations is measured as well: the mean of keys, and operands of attention.
+        """
         seen: dict[str, Tensor] = {}
 
-        def observe(path: str) -> object:
+        def observe(path: str) -> RemovableHandle:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 rows = args[0].detach().flatten(0, -2)
                 taken = rows[:: max(1, rows.shape[0] // tokens)][:tokens]
                 seen[path] = torch.cat([seen[path], taken]) if path in seen else taken.clone()
 
-            return self.module.get_submodule(path).register_forward_pre_hook(hook)
+            handle: RemovableHandle = self.module.get_submodule(path).register_forward_pre_hook(hook)
+            return handle
 
-        handles = [observe(path) for path in paths]
-        try:
+        with ExitStack() as stack:
+            for path in paths:
+                stack.callback(observe(path).remove)
+            for key_values in self.key_values:
+                stack.enter_context(key_values.measuring_center())
+            for products in self.products:
+                stack.enter_context(products.seen())
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()  # type: ignore[attr-defined]
+
+    def _attached(self, name: str) -> list[nn.Module | None]:
+        return [getattr(self.module.get_submodule(path), name, None) for path in self.place.attentions]
 
     @contextmanager
     def _residency(self, residency: DerivedWeights) -> Iterator[None]:

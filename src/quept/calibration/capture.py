@@ -35,19 +35,25 @@ class BlockCall:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: records how it is called and hands the hidden states on, or others in their place."""
+    """Stands in for a block: records how it is called and hands the hidden states on, or others in their place.
 
-    def __init__(self, block: nn.Module) -> None:
+    `outputs` is how many things the block returns, or 0 where it is the hidden states alone.
+    """
+
+    def __init__(self, block: nn.Module, outputs: int) -> None:
         super().__init__()
-        # Plain attributes of the block that the model may read while it loops over blocks.
+        # What the model may read while it loops over blocks: plain attributes, and whether there is a child.
         self.__dict__.update({k: v for k, v in vars(block).items() if k not in vars(self)})
+        self.__dict__.update({k: None if v is None else True for k, v in block._modules.items()})
+        self.outputs = outputs
         self.call: BlockCall | None = None
         self.replacement: Tensor | None = None
         self.hidden: Tensor | None = None
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.call, self.hidden = BlockCall(args, kwargs), hidden
-        return hidden if self.replacement is None else self.replacement
+        states = hidden if self.replacement is None else self.replacement
+        return (states, *[None] * (self.outputs - 1)) if self.outputs else states
 
 
 def _without_blocks(
@@ -60,7 +66,7 @@ def _without_blocks(
     blocks = architecture.block_list(model)
     parent, _, name = architecture.blocks.rpartition(".")
     owner = model.get_submodule(parent)
-    setattr(owner, name, nn.ModuleList(_Recorder(block) for block in blocks))
+    setattr(owner, name, nn.ModuleList(_Recorder(block, architecture.outputs) for block in blocks))
     try:
         copied = copy.deepcopy(part)
     finally:
@@ -70,42 +76,56 @@ def _without_blocks(
 
 
 class Entrance:
-    """The part of a model in front of its blocks, in the compute dtype, on the CPU."""
+    """The part of a model in front of its blocks, in the compute dtype, on the CPU.
+
+    `samples` are what the model takes: token windows `(batch, tokens)`, or images `(batch, channels, height, width)`.
+    """
 
     def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype) -> None:
         self._base, self._recorders = _without_blocks(model, architecture, model.base_model, dtype)
+        self._architecture = architecture
+        # What is in it under the names that it has in the whole model.
+        self.part = nn.ModuleDict({model.base_model_prefix: self._base})
 
     @torch.no_grad()
-    def hidden_states(self, windows: Tensor) -> Tensor:
-        """The first block's input for token windows `(batch, tokens)`."""
+    def hidden_states(self, samples: Tensor) -> Tensor:
+        """The first block's input, `(batch, tokens, hidden)`."""
         with quiet():
-            self._base(input_ids=windows, use_cache=False)
+            self._base(**self._architecture.arguments(samples))
         hidden = self._recorders[0].hidden
         assert hidden is not None
         return hidden
 
-    def calls(self, windows: Tensor) -> list[BlockCall]:
-        """How the model calls each of its blocks for windows of this length."""
-        self.hidden_states(windows[:1])
+    def calls(self, samples: Tensor) -> list[BlockCall]:
+        """How the model calls each of its blocks for samples of this size."""
+        self.hidden_states(samples[:1])
         return [recorder.call for recorder in self._recorders if recorder.call is not None]
 
 
 class Exit:
-    """The part of a model behind its blocks, final norm and head, in the compute dtype, on `device`."""
+    """The part of a model behind its blocks, final norm and head, in the compute dtype, on `device`.
 
-    def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> None:
-        self._model, recorders = _without_blocks(model, architecture, model, dtype)
-        self._model.to(device)
-        self._first = recorders[0]
-        self.vocabulary = int(model.config.vocab_size)
+    `sample` is one of what the model takes, `(1, ...)`. `per_token` says whether there is a prediction for every token,
+    else it is one for each sample.
+    """
+
+    def __init__(
+        self, model: Any, architecture: Architecture, dtype: torch.dtype, device: torch.device, sample: Tensor
+    ) -> None:
+        self.model, recorders = _without_blocks(model, architecture, model, dtype)
+        self.model.to(device)
+        self._first, self._architecture, self._sample = recorders[0], architecture, sample.to(device)
+        self.per_token = architecture.predicts_tokens
+        self.classes = int(model.config.vocab_size if self.per_token else model.config.num_labels)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The logits, `(batch, tokens, vocabulary)`, that follow from the last block's `(batch, tokens, hidden)`."""
+        """The logits, `(batch, tokens, classes)` or `(batch, classes)`, that follow from the last block's output."""
         self._first.replacement = hidden
         try:
-            placeholders = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+            placeholder = self._sample[:, : hidden.shape[1]] if self.per_token else self._sample
+            placeholders = placeholder.expand(len(hidden), *placeholder.shape[1:])
             with quiet():
-                logits: Tensor = self._model(input_ids=placeholders, use_cache=False).logits
+                logits: Tensor = self.model(**self._architecture.arguments(placeholders)).logits
             return logits
         finally:
             self._first.replacement = None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quept.nn import ElasticLinear
+from quept.nn import ElasticLinear, Quantizer
 from quept.spec import Reconstruction
 
 REACH = 0.5  # quantization steps: an offset goes to the neighbouring code at most, which is what a plane can keep
@@ -23,7 +23,12 @@ class Descent:
     """
 
     def __init__(
-        self, layers: Iterable[ElasticLinear], settings: Reconstruction, steps: int, draws: Mapping[int, float]
+        self,
+        layers: Iterable[ElasticLinear],
+        quantizers: Iterable[Quantizer],
+        settings: Reconstruction,
+        steps: int,
+        draws: Mapping[int, float],
     ) -> None:
         layers = list(layers)
         adapters = [factor for layer in layers for factor in layer.adapter_factors()]
@@ -32,9 +37,8 @@ class Descent:
         for layer in layers:
             for bits, offset in layer.learn_rounding().items():
                 offsets.setdefault(bits, []).append(offset)
-        inputs = dict.fromkeys(layer.input for layer in layers if layer.input is not None)
-        shares = [logit for each in inputs for logit in each.clipping.values()]
-        for parameter in adapters + clipping + shares:
+        activations = [parameter for each in quantizers for parameter in each.trained().values()]
+        for parameter in adapters + clipping + activations:
             parameter.requires_grad_(True)
         last = settings.final_learning_rate
 
@@ -49,8 +53,8 @@ class Descent:
         moved = [{"params": clipping, "lr": settings.clipping_learning_rate}]
         if adapters:
             moved.append({"params": adapters, "lr": settings.adapter_learning_rate})
-        if shares:
-            moved.append({"params": shares, "lr": settings.activation_learning_rate})
+        if activations:
+            moved.append({"params": activations, "lr": settings.activation_learning_rate})
         self._add(torch.optim.Adam(moved, fused=True), cosine)
         if offsets:
             given = settings.rounding_learning_rate

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from quept import __version__
 from quept.architectures import Architecture, architecture_of
-from quept.architectures.checkpoint import check_and_digest, open_model, open_tokenizer, read_config
+from quept.architectures.checkpoint import check_and_digest, open_model, read_config
 from quept.calibration.passes import WORTH_COMPILING
 from quept.calibration.reconstruct import trained_tokens
-from quept.data import digest, token_windows
+from quept.calibration.samples import source_of
+from quept.data import digest
 from quept.devices import choose_device
 from quept.errors import InvalidInput
 from quept.nn import learned_names, stored_tensors
@@ -32,10 +33,10 @@ class Job:
     """Everything that determines the result of a calibration, and nothing else."""
 
     model: Any
-    tokenizer: Any
+    processor: Any
     architecture: Architecture
     recipe: Recipe
-    windows: Tensor
+    samples: Tensor
     device: torch.device
     compute_dtype: torch.dtype
     stored_dtype: str
@@ -55,9 +56,9 @@ class Job:
 
 def prepare(
     model: Any,
-    tokenizer: Any,
+    processor: Any,
     data: str | Path | Tensor,
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | None,
     samples: int | None,
     sequence_length: int | None,
     seed: int,
@@ -65,67 +66,47 @@ def prepare(
     compiled: bool | None,
     note: Callable[[str], None],
 ) -> Job:
-    """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments."""
+    """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments.
+
+    `processor` is the tokenizer, or what prepares images.
+    """
     where = choose_device(device)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InvalidInput(f"The seed is {seed!r}, but must be a whole number from 0 to 2**63 - 1.")
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = str(model) if isinstance(model, str | Path) else type(model).__name__
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe)
     if isinstance(model, str | Path):
-        read_config(model)  # an unknown architecture is told first
-        tokenizer = tokenizer or open_tokenizer(model)
+        config = read_config(model)  # an unknown architecture is told first
+        processor = processor or source_of(config).open_processor(model)
         model = open_model(model)
     elif not isinstance(model, PreTrainedModel):
         raise InvalidInput(
             f"The model is a {type(model).__name__}; give the path or Hub name of a Hugging Face model, or a "
             "transformers model."
         )
-    architecture = architecture_of(model.config.model_type)
-    if isinstance(data, Tensor):
-        samples, sequence_length = _shape(data)
-    recipe = _fit_data(recipe, model.config, samples, sequence_length, note)
+    architecture, reader = architecture_of(model.config.model_type), source_of(model.config)
+    recipe = load_recipe(reader.recipe) if recipe is None else recipe
+    recipe = reader.fitted(recipe, model.config, data, samples, sequence_length, note)
     _check_matches_config(model, recipe)
-    windows = _windows(data, tokenizer, model.config.vocab_size, recipe, seed)
+    drawn = reader.draw(data, processor, model.config, recipe, seed)
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], where)
     if compiled is None:
-        values = trained_tokens(recipe, windows.shape[1]) * model.config.hidden_size * model.config.num_hidden_layers
-        compiled = where.type == "cpu" and values >= WORTH_COMPILING
+        values = trained_tokens(recipe, reader.tokens(model.config, drawn)) * model.config.hidden_size
+        compiled = where.type == "cpu" and values * len(architecture.block_list(model)) >= WORTH_COMPILING
     provenance = Provenance(
         source=source,
         model_sha256=check_and_digest(model),
-        data=str(data) if isinstance(data, str | Path) else "token windows",
-        data_sha256=digest(windows),
+        data=str(data) if isinstance(data, str | Path) else reader.tensor_name,
+        data_sha256=digest(drawn),
         seed=seed,
         device=where.type,
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         compiled=compiled,
         versions=_versions(),
     )
-    return Job(model, tokenizer, architecture, recipe, windows, where, compute_dtype, stored_dtype, seed, provenance)
-
-
-def _fit_data(
-    recipe: Recipe, config: Any, samples: int | None, sequence_length: int | None, note: Callable[[str], None]
-) -> Recipe:
-    """The recipe with the caller's amount of data; a recipe's length gives way to the model's, a caller's does not."""
-    limit = getattr(config, "max_position_embeddings", None) or recipe.data.sequence_length
-    for option, value in (("samples", samples), ("sequence_length", sequence_length)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidInput(f"{option} is {value!r}, but must be a whole number from 1 up.")
-    if sequence_length is not None and sequence_length > limit:
-        raise InvalidInput(
-            f"The sequence length {sequence_length} is above what the model was made for, {limit} "
-            "(max_position_embeddings); choose that or less."
-        )
-    if sequence_length is None and recipe.data.sequence_length > limit:
-        note(
-            f"Sequences are {limit} tokens long instead of the recipe's {recipe.data.sequence_length}: the model was "
-            "made for no more."
-        )
-    length = sequence_length if sequence_length is not None else min(recipe.data.sequence_length, limit)
-    changes = {"samples": samples if samples is not None else recipe.data.samples, "sequence_length": length}
-    return recipe.updated(data=recipe.data.updated(**changes))
+    return Job(model, processor, architecture, recipe, drawn, where, compute_dtype, stored_dtype, seed, provenance)
 
 
 def _check_matches_config(model: Any, recipe: Recipe) -> None:
@@ -137,40 +118,9 @@ def _check_matches_config(model: Any, recipe: Recipe) -> None:
     empty = skeleton(copy.deepcopy(model.config), recipe, torch.float32)
     if differing := sorted(here ^ (stored_tensors(empty).keys() - learned_names(empty))):
         raise InvalidInput(
-            f"The model is not the causal language model that its configuration describes: they differ in "
+            f"The model is not the one that its configuration describes: they differ in "
             f"{differing[0]}. If that is the output head, set config.tie_word_embeddings to what the model does."
         )
-
-
-def _shape(windows: Tensor) -> tuple[int, int]:
-    """Samples and tokens of token windows; `InvalidInput` if they are none."""
-    integers = windows.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if windows.dim() != 2 or not integers or not windows.numel():
-        raise InvalidInput(
-            f"data is a tensor of shape {tuple(windows.shape)} and dtype {windows.dtype}; token windows are "
-            "integers of shape (samples, tokens)."
-        )
-    return windows.shape[0], windows.shape[1]
-
-
-def _windows(data: str | Path | Tensor, tokenizer: Any, vocabulary: int, recipe: Recipe, seed: int) -> Tensor:
-    """Token windows `(samples, tokens)`, checked against the vocabulary."""
-    if isinstance(data, Tensor):
-        windows = data.to("cpu", torch.int64)
-    elif not isinstance(data, str | Path):
-        raise InvalidInput(f"data is a {type(data).__name__}; give a text file, a data set's name, or token windows.")
-    elif not callable(tokenizer):
-        raise InvalidInput("Text cannot be read without a tokenizer; pass tokenizer=, or token windows as data.")
-    else:
-        windows = token_windows(
-            data, tokenizer, samples=recipe.data.samples, sequence_length=recipe.data.sequence_length, seed=seed
-        )
-    if int(windows.max()) >= vocabulary or int(windows.min()) < 0:
-        raise InvalidInput(
-            f"The token ids go from {int(windows.min())} to {int(windows.max())}, but the model's vocabulary "
-            f"has {vocabulary}; use the model's own tokenizer."
-        )
-    return windows
 
 
 def _stored_dtype(model: Any) -> str:

@@ -1,13 +1,14 @@
 """Building the quantized stream for the next block (method, MB-ToMe)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.reconstruct import draw
-from quept.calibration.stream import Stream
+from quept.calibration.stream import Stream, StreamStore
 from quept.numerics import merging
 from quept.spec import Merging
 from quept.widths import BitGroups
@@ -16,6 +17,7 @@ from quept.widths import BitGroups
 def advance(
     block: CalibrationBlock,
     streams: Sequence[Stream],
+    store: StreamStore,
     groups: BitGroups,
     settings: Merging,
     generator: torch.Generator,
@@ -30,21 +32,26 @@ def advance(
     """
     samples = streams[0].samples
     drawn = [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
+
+    def run(rows: slice, stream: Stream, widths: Sequence[int]) -> Tensor:
+        return _run_each(block, stream.read(rows), widths[rows], bfloat16_bits)
+
+    def run_merged(rows: slice) -> Tensor:
+        hidden = streams[0].read(rows)
+        outputs = [_run_each(block, hidden, widths[rows], bfloat16_bits) for widths in drawn]
+        return merge(torch.stack(outputs), settings, generator)
+
     with block.derived_once():
-        for rows in streams[0].chunks(chunk):
-            widths = [group[rows] for group in drawn]
-            match settings.strategy:
-                case "per-group":
-                    for stream, bits in zip(streams, widths, strict=True):
-                        stream.write(rows, _run_each(block, stream.read(rows), bits, bfloat16_bits))
-                case "single-width":
-                    assert settings.single_width is not None
-                    alike = [settings.single_width] * len(widths[0])
-                    streams[0].write(rows, _run_each(block, streams[0].read(rows), alike, bfloat16_bits))
-                case _:
-                    hidden = streams[0].read(rows)
-                    outputs = torch.stack([_run_each(block, hidden, bits, bfloat16_bits) for bits in widths])
-                    streams[0].write(rows, merge(outputs, settings, generator))
+        match settings.strategy:
+            case "per-group":
+                for stream, widths in zip(streams, drawn, strict=True):
+                    store.rewrite(stream, chunk, partial(run, stream=stream, widths=widths))
+            case "single-width":
+                assert settings.single_width is not None
+                alike = [settings.single_width] * samples
+                store.rewrite(streams[0], chunk, partial(run, stream=streams[0], widths=alike))
+            case _:
+                store.rewrite(streams[0], chunk, run_merged)
 
 
 def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Tensor:

@@ -32,10 +32,10 @@ def output_error(loss: Loss) -> Objective:
 
 
 def prediction_error(leave: Exit, windows: Tensor | None = None, text_share: float = 0.0) -> Objective:
-    """KL(full precision || quantized) of the next-token distributions that follow from the last block's outputs.
+    """KL(full precision || quantized) of the predictions that follow from the last block's outputs.
 
-    In nats per token. With a `text_share`, full precision's distribution is mixed with the token that does follow in
-    `windows`, `(samples, tokens)`, which gets that share of it.
+    In nats per prediction. With a `text_share`, full precision's distribution is mixed with the token that does follow
+    in `windows`, `(samples, tokens)`, which gets that share of it.
     Logits are made for so many tokens at a time that a large vocabulary does not fill the memory, and where that takes
     more than one turn they are made again for the backward pass.
     """
@@ -50,10 +50,10 @@ def prediction_error(leave: Exit, windows: Tensor | None = None, text_share: flo
         return divergence(leave(output).flatten(0, -2), expected(target, following))
 
     def objective(target: Tensor, rows: Rows) -> Error:
-        batch, tokens, _ = target.shape
+        batch, tokens = target.shape[0], target.shape[1] if leave.per_token else 1
         following = following_tokens(windows[rows]) if windows is not None and text_share else None
-        size = max(1, LOGITS_PER_CHUNK // leave.vocabulary)
-        if batch * tokens <= size:
+        size = max(1, LOGITS_PER_CHUNK // leave.classes)
+        if batch * tokens <= size or not leave.per_token:
             wanted = expected(target, following)  # once for all widths
             return lambda output: divergence(leave(output).flatten(0, -2), wanted) / (batch * tokens)
 

@@ -6,7 +6,6 @@ to disk. One block is on the compute device at a time. A block that is already o
 read back and the streams pass through it, which is what lets an interrupted run go on bit for bit.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ from quept.calibration.clock import Clock
 from quept.calibration.job import Job, prepare
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
+from quept.calibration.outer import OuterLayers
 from quept.calibration.passes import CompiledPass, Pass, PlainPass
 from quept.calibration.progress import Progress, Report, Silent
-from quept.calibration.reconstruct import count_steps, expected_draws, reconstruct, trained_tokens
+from quept.calibration.ranges import ROWS, place_ranges, watched_linears
+from quept.calibration.reconstruct import count_steps, reconstruct, trained_tokens
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
 from quept.devices import multiplies_bfloat16
-from quept.nn import stored_tensors
-from quept.nn.elastic import WHOLE
 from quept.spec import Recipe
 from quept.storage.artifact import shard_stem
 from quept.storage.manifest import BlockError, Manifest
@@ -43,8 +42,9 @@ def calibrate(
     output: str | Path,
     *,
     data: str | Path | Tensor,
-    recipe: str | Path | Recipe = "best",
+    recipe: str | Path | Recipe | None = None,
     tokenizer: Any = None,
+    image_processor: Any = None,
     samples: int | None = None,
     sequence_length: int | None = None,
     seed: int = 0,
@@ -54,15 +54,17 @@ def calibrate(
     stream_memory: int = DEFAULT_STREAM_MEMORY,
     progress: Progress | None = None,
 ) -> Report:
-    """Calibrate a causal language model once for every width of the recipe, and write the artifact.
+    """Calibrate a model once for every width of the recipe, and write the artifact.
 
     Args:
         model: a Hugging Face model directory or Hub name, or a transformers model (then give its tokenizer too).
         output: directory of the artifact; must not exist, or be empty. While the run lasts, its work is in
             `<output>.partial`.
-        data: a text file or data set name (see `quept.data`), or token windows `(samples, tokens)`.
-        recipe: a shipped recipe's name, a TOML file, or a `Recipe`.
-        tokenizer: the tokenizer, where `model` is not a path.
+        data: for a causal language model a text file or data set name (see `quept.data`), or token windows
+            `(samples, tokens)`; for an image classifier a folder, file or data set of images, or images as the
+            model takes them, `(samples, channels, height, width)`.
+        recipe: a shipped recipe's name, a TOML file, or a `Recipe`; None is `best`, for images `vision-best`.
+        tokenizer, image_processor: what prepares the data, where `model` is not a path.
         samples, sequence_length: how much data, instead of the recipe's; `sequence_length` in tokens.
         seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
         device: `auto`, `cpu` or `cuda`.
@@ -78,7 +80,18 @@ def calibrate(
     workspace = Workspace(output)
     workspace.check_free(resume=resume)
     with clock("opening"):
-        job = prepare(model, tokenizer, data, recipe, samples, sequence_length, seed, device, compiled, progress.note)
+        job = prepare(
+            model,
+            tokenizer or image_processor,
+            data,
+            recipe,
+            samples,
+            sequence_length,
+            seed,
+            device,
+            compiled,
+            progress.note,
+        )
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(Path(output), manifest)
@@ -113,9 +126,11 @@ class _Run:
     clock: Clock
     progress: Progress
     trained_tokens: int = 0
+    tokens: int = 1  # of a sample, in front of the blocks
 
     def __post_init__(self) -> None:
         self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else PlainPass()
+        self.outer = OuterLayers(self.job)
         self.training = self.recipe.reconstruction
         if not multiplies_bfloat16(self.job.device):
             self.training = self.training.updated(bfloat16_bits=())
@@ -128,7 +143,7 @@ class _Run:
     @property
     def chunk(self) -> int:
         """Samples in one forward pass that needs no gradients."""
-        return max(1, TOKENS_PER_PASS // self.job.windows.shape[1])
+        return max(1, TOKENS_PER_PASS // self.tokens)
 
     def calibrate_blocks(self) -> list[BlockError]:
         """Take all blocks in order; the errors of each at each width."""
@@ -136,14 +151,14 @@ class _Run:
         blocks = job.architecture.block_list(job.model)
         with self.clock("capture"):
             entrance = Entrance(job.model, job.architecture, job.compute_dtype)
-            calls = entrance.calls(job.windows)
+            calls = entrance.calls(job.samples)
             full_precision = self._enter(entrance)
-            quantized = self._quantized_streams(full_precision)
+            quantized = self._quantized_streams(entrance, full_precision)
             del entrance
         self.progress.start(len(blocks), count_steps(full_precision.samples, self.recipe.reconstruction))
         errors: list[BlockError] = []
         for index, call in enumerate(calls):
-            place = Place(job.architecture, job.model.config, index, len(blocks))
+            place = Place.of(job.architecture, job.model, index)
             block = CalibrationBlock(blocks[index], place, self.recipe, call, job.device, job.compute_dtype)
             if place.is_first:
                 for transform in block.transforms:
@@ -155,12 +170,14 @@ class _Run:
                     advance(
                         block,
                         quantized,
+                        self.store,
                         self.recipe.groups,
                         self.recipe.merging,
                         job.generator(index, "merging"),
                         self.chunk,
                         self.training.bfloat16_bits,
                     )
+        self._place_exit(full_precision)
         return errors
 
     def _calibrate_block(
@@ -196,7 +213,7 @@ class _Run:
             self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
         )
-        self.trained_tokens += trained_tokens(self.recipe, self.job.windows.shape[1])
+        self.trained_tokens += trained_tokens(self.recipe, self.tokens)
         with self.clock("measuring"):
             errors = self._measure(block, full_precision, quantized, reported)
         with self.clock("writing"):
@@ -206,55 +223,49 @@ class _Run:
     def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
         """Advance the full-precision stream, fold what had to see it, and place the ranges."""
         watching = [transform for transform in block.transforms if transform.watches(block.place)]
-        watched = {path for transform in watching for path in transform.watches(block.place)}
-        if self.recipe.reconstruction.clipping_start == "search":
-            watched |= set(block.linears)
+        watched = {path for transform in watching for path in transform.watches(block.place)} | watched_linears(block)
+        rows = ROWS if self.recipe.activations.range == "tensor" else self.recipe.smoothing.tokens
         passes = -(-full_precision.samples // self.chunk)
-        observed = block.observed(watched, max(1, self.recipe.smoothing.tokens // passes))
-        with observed as inputs, block.key_values.measuring_center():
+        with block.observed(watched, max(1, rows // passes)) as inputs:
             self._advance_full_precision(block, full_precision)
         for transform in watching:
             with self.clock("transforms"):
                 block.fold(transform, inputs)
         block.round_to_stored()
-        with self.clock("placing ranges"), torch.no_grad():
-            self._place_ranges(block, inputs)
+        with self.clock("placing ranges"):
+            place_ranges(block, inputs)
 
-    def _place_ranges(self, block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
-        """Set where each width's clipping starts; widths that are not trained keep their whole range."""
-        start = self.recipe.reconstruction.clipping_start
-        draws = expected_draws(self.recipe.groups, self.recipe.reconstruction, 1)
-        for path, linear in block.linears.items():
-            for bits in self.recipe.bits:
-                if not draws[bits]:
-                    linear.reset_clipping(bits, WHOLE)
-                elif start == "search":
-                    linear.search_clipping(bits, linear.multiplied(inputs[path]).square().mean(0))
-                else:
-                    linear.reset_clipping(bits, start)
-        for each in block.inputs:
-            readers = {path: linear for path, linear in block.linears.items() if linear.input is each}
-            for bits in self.recipe.activations.bits:
-                if start == "search":
-                    sample = next(linear.multiplied(inputs[path]) for path, linear in readers.items())
-                    weights = torch.cat([linear.weight.float() for linear in readers.values()])
-                    each.search_clipping(bits, sample, weights.square().sum(0))
-                else:
-                    each.reset_clipping(bits, start)
+    def _place_exit(self, full_precision: Stream) -> None:
+        """Find the ranges of the layers behind the blocks, and write all that is outside the blocks once more."""
+        if not self.outer.exist:
+            return
+        with self.clock("capture"), torch.no_grad():
+            leave = self._exit()
+
+            def run() -> None:
+                for rows in full_precision.chunks(self.chunk):
+                    leave(full_precision.read(rows))
+
+            self.outer.place(leave.model, run)
+        with self.clock("writing"):
+            self._write_rest()
+
+    def _exit(self) -> Exit:
+        job = self.job
+        return Exit(job.model, job.architecture, job.compute_dtype, job.device, job.samples[:1])
 
     def _objectives(self, last: bool) -> tuple[Objective, Objective]:
         """What a block's training lowers, and what is reported of it: the same, without the text's own share."""
         job, settings = self.job, self.recipe.reconstruction
         if not (last and settings.last_block_loss == "kl"):
             return (output_error(settings.loss),) * 2
-        leave = Exit(job.model, job.architecture, job.compute_dtype, job.device)
-        return prediction_error(leave, job.windows, settings.text_share), prediction_error(leave)
+        leave = self._exit()
+        return prediction_error(leave, job.samples, settings.text_share), prediction_error(leave)
 
     @torch.no_grad()
     def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
         with self.clock("full-precision stream"):
-            for rows in stream.chunks(self.chunk):
-                stream.write(rows, block.run(stream.read(rows)))
+            self.store.rewrite(stream, self.chunk, lambda rows: block.run(stream.read(rows)))
 
     def _measure(
         self, block: CalibrationBlock, targets: Stream, quantized: list[Stream], objective: Objective
@@ -272,33 +283,42 @@ class _Run:
                 errors.append(BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated))
         return errors
 
-    def _enter(self, entrance: Entrance) -> Stream:
-        """The stream of the first block's inputs."""
-        windows = self.job.windows
-        hidden = entrance.hidden_states(windows[:1])
-        stream = self.store.empty(windows.shape[0], windows.shape[1], hidden.shape[-1], self.job.compute_dtype)
+    def _enter(self, entrance: Entrance, stream: Stream | None = None) -> Stream:
+        """The stream of the first block's inputs; `stream` is filled with them if it is given."""
+        if stream is None:
+            _, self.tokens, hidden = entrance.hidden_states(self.job.samples[:1]).shape
+            stream = self.store.empty(len(self.job.samples), self.tokens, hidden, self.job.compute_dtype)
         for rows in stream.chunks(self.chunk):
-            stream.write(rows, entrance.hidden_states(windows[rows]))
+            stream.write(rows, entrance.hidden_states(self.job.samples[rows]))
         return stream
 
-    def _quantized_streams(self, start: Stream) -> list[Stream]:
-        """One stream per bit group, high to low: a stream each where nothing is merged, else one for all."""
+    def _quantized_streams(self, entrance: Entrance, start: Stream) -> list[Stream]:
+        """One stream per bit group, high to low: a stream each where nothing is merged, else one for all.
+
+        They start with what comes out of the layers in front of the blocks at the width that these keep.
+        """
+        first = self.store.copy(start, self.chunk)
+        if self.outer.place(entrance.part, lambda: self._enter(entrance, first)):
+            self.outer.run_rounded()
+            self._enter(entrance, first)
         if self.recipe.merging.strategy == "per-group":
-            return [self.store.copy(start, self.chunk) for _ in self.recipe.groups.groups]
-        return [self.store.copy(start, self.chunk)] * len(self.recipe.groups)
+            return [first, *(self.store.copy(first, self.chunk) for _ in self.recipe.groups.groups[1:])]
+        return [first] * len(self.recipe.groups)
 
     def write_surroundings(self) -> None:
         """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
         job, folder = self.job, self.workspace.folder
-        inside = f"{job.architecture.blocks}."
-        rest = {name: tensor for name, tensor in stored_tensors(job.model).items() if not name.startswith(inside)}
-        self.workspace.write(shard_stem(0, len(job.architecture.block_list(job.model))), rest)
+        self._write_rest()
         job.model.config.save_pretrained(folder)
         if getattr(job.model, "generation_config", None) is not None:
             # Not save_pretrained: it refuses settings that many published checkpoints have.
             job.model.generation_config.to_json_file(folder / "generation_config.json")
-        if job.tokenizer is not None:
-            job.tokenizer.save_pretrained(folder)
+        if job.processor is not None:
+            job.processor.save_pretrained(folder)
+
+    def _write_rest(self) -> None:
+        blocks = len(self.job.architecture.block_list(self.job.model))
+        self.workspace.write(shard_stem(0, blocks), self.outer.tensors())
 
     def publish(self, block_errors: list[BlockError]) -> Manifest:
         """Write the manifest, and give the artifact its name."""

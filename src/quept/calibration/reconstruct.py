@@ -44,8 +44,14 @@ def reconstruct(
     `on_step` is told the step, the number of steps and the loss. Raises `CalibrationFailed` on a non-finite loss.
     """
     steps = count_steps(targets.samples, settings)
+    if not steps:
+        return
     draws = expected_draws(groups, settings, steps)
-    descent, first, step = Descent(block.linears.values(), settings, steps, draws), dict[int, float](), 0
+    descent, first, step = (
+        Descent(block.linears.values(), block.quantizers, settings, steps, draws),
+        dict[int, float](),
+        0,
+    )
     for _ in range(settings.epochs):
         order = torch.randperm(targets.samples, generator=generator).tolist()
         # A last batch that is not full is left out: another order leaves out others, and compiled code has one shape.
@@ -120,9 +126,9 @@ def _loss(
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None
-    activation_bits = block.recipe.activations.beside(bits)
+    activation_bits, quantizers = block.recipe.activations.beside(bits), block.quantizers
     try:
-        for each in block.inputs:
+        for each in quantizers:
             each.override = None if activation_bits is None else each.grid(activation_bits)
         for layer in block.linears.values():
             if layer.trains_softly(bits):
@@ -136,7 +142,7 @@ def _loss(
     finally:
         for layer in block.linears.values():
             layer.override = None
-        for each in block.inputs:
+        for each in quantizers:
             each.override = None
     with _autocast(hidden, half):
         loss = error(output)

@@ -6,7 +6,7 @@ live in files that are mapped into memory, so that the operating system, not the
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,21 +21,30 @@ STREAM_PREFIX = "stream-"
 class Stream:
     """`(samples, tokens, hidden)` hidden states of one dtype; rows are read to a device and written back."""
 
-    def __init__(self, states: Tensor, device: torch.device) -> None:
-        self._states, self.device = states, device
+    def __init__(self, states: Tensor, device: torch.device, in_file: bool = False) -> None:
+        self._states, self.device, self._in_file = states, device, in_file
 
     @property
     def samples(self) -> int:
         """How many samples the stream holds."""
         return self._states.shape[0]
 
+    @property
+    def shape(self) -> torch.Size:
+        """Tokens and channels of a sample."""
+        return self._states.shape[1:]
+
     def read(self, rows: Sequence[int] | slice) -> Tensor:
         """A copy of the given samples on the compute device, `(rows, tokens, hidden)`."""
         return self._states[rows if isinstance(rows, slice) else list(rows)].to(self.device, copy=True)
 
     def write(self, rows: slice, states: Tensor) -> None:
-        """Replace the given samples."""
+        """Replace the given samples, by others of the same shape."""
         self._states[rows] = states.to(self._states.device)
+
+    def become(self, other: "Stream") -> None:
+        """Take over another stream's samples."""
+        self._states, self._in_file = other._states, other._in_file
 
     def chunks(self, size: int) -> Iterator[slice]:
         """Consecutive slices of at most `size` samples that cover the stream."""
@@ -72,7 +81,23 @@ class StreamStore:
                 mapped = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
         except OSError as error:
             raise QueptError(refusal(self.folder, error)) from None
-        return Stream(mapped.view(samples, tokens, hidden), self.device)
+        return Stream(mapped.view(samples, tokens, hidden), self.device, in_file=True)
+
+    def rewrite(self, stream: Stream, chunk: int, make: Callable[[slice], Tensor]) -> None:
+        """Replace a stream's samples by what `make` gives for `chunk` of them at a time, in place if that fits."""
+        fresh: Stream | None = None
+        for rows in stream.chunks(chunk):
+            states = make(rows)
+            if fresh is None:
+                fits = states.shape[1:] == stream.shape
+                fresh = stream if fits else self.empty(stream.samples, *_size(states), stream._states.dtype)
+            fresh.write(rows, states)
+        if fresh is not None and fresh is not stream:
+            if stream._in_file:
+                self.in_files -= stream._states.nbytes
+            else:
+                self.in_memory -= stream._states.nbytes
+            stream.become(fresh)
 
     def copy(self, stream: Stream, chunk: int) -> Stream:
         """A stream of its own with the same content."""
@@ -81,3 +106,9 @@ class StreamStore:
         for rows in stream.chunks(chunk):
             fresh.write(rows, stream.read(rows))
         return fresh
+
+
+def _size(states: Tensor) -> tuple[int, int]:
+    """Tokens and channels."""
+    _, tokens, hidden = states.shape
+    return tokens, hidden

@@ -98,7 +98,7 @@ def notes(model: Any) -> list[str]:
 
     architecture = architecture_of(model.config.model_type)
     blocks = architecture.block_list(model)
-    place = Place(architecture, model.config, 0, len(blocks))
+    place = Place.of(architecture, model, 0)
     return [note for each in transforms_of(model.quept_manifest.recipe) for note in each.notes(blocks[0], place)]
 
 

@@ -94,9 +94,10 @@ def token_stream(
     return tokens
 
 
-def digest(tokens: torch.Tensor) -> str:
-    """Return the SHA-256, in hex, of token ids as little-endian int64 bytes; the shape does not count."""
-    data = tokens.to("cpu", torch.int64).contiguous().numpy().astype("<i8", copy=False)
+def digest(samples: torch.Tensor) -> str:
+    """Return the SHA-256, in hex, of token ids as little-endian int64, or floats as float32, without the shape."""
+    dtype, order = (torch.float32, "<f4") if samples.is_floating_point() else (torch.int64, "<i8")
+    data = samples.to("cpu", dtype).contiguous().numpy().astype(order, copy=False)
     return hashlib.sha256(data.tobytes()).hexdigest()
 
 

@@ -4,26 +4,46 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from quept.nn.elastic import ElasticLinear
+from quept.nn.products import AttentionProducts
+from quept.nn.quantizers import Quantizer
 
 
 @contextmanager
-def nearest(layers: Iterable[ElasticLinear], bits: int | None, activation_bits: int | None) -> Iterator[None]:
+def nearest(
+    layers: Iterable[ElasticLinear],
+    bits: int | None,
+    activation_bits: int | None,
+    products: Iterable[AttentionProducts] = (),
+) -> Iterator[None]:
     """Within: the layers run with weights and inputs rounded to nearest on whole ranges, whatever widths are set.
 
-    What has no width runs at full precision.
+    So do the operands of `products`. What has no width runs at full precision.
     """
-    layers = list(layers)
-    before = [layer.activation_bits for layer in layers]
+    layers, products = list(layers), list(products)
+    before = [layer.activation_bits for layer in layers], [each.bits for each in products]
+    quantizers = quantizers_of(layers, products)
     try:
         for layer in layers:
             # Detached: a parameter that is assigned to a module becomes one of its own.
             layer.override = layer.weight.detach() if bits is None else layer.nearest(bits)
             layer.activation_bits = activation_bits
-            if layer.input is not None and activation_bits is not None:
-                layer.input.override = layer.input.whole_grid(activation_bits)
+        for each in products:
+            each.bits = activation_bits
+        if activation_bits is not None:
+            for quantizer in quantizers:
+                quantizer.override = quantizer.whole_grid(activation_bits)
         yield
     finally:
-        for layer, given in zip(layers, before, strict=True):
+        for layer, given in zip(layers, before[0], strict=True):
             layer.override, layer.activation_bits = None, given
-            if layer.input is not None:
-                layer.input.override = None
+        for each, given in zip(products, before[1], strict=True):
+            each.bits = given
+        for quantizer in quantizers:
+            quantizer.override = None
+
+
+def quantizers_of(layers: Iterable[ElasticLinear], products: Iterable[AttentionProducts]) -> list[Quantizer]:
+    """What rounds the layers' inputs, and the products' operands, each once."""
+    inputs = [layer.input.quantizer for layer in layers if layer.input is not None]
+    operands = [quantizer for each in products for quantizer in each.quantizers()]
+    return list(dict.fromkeys((*inputs, *operands)))

@@ -146,14 +146,9 @@ class ElasticLinear(nn.Module):
             hidden = self.input(hidden, self.activation_bits, self.path)
         weight = self.current_weight()
         if self.product_dtype is None:
-            return F.linear(hidden, weight, self.bias)
-        product = F.linear(hidden.to(self.product_dtype), weight.to(self.product_dtype)).to(hidden.dtype)
+            return self._product(hidden, weight, self.bias)
+        product = self._product(hidden.to(self.product_dtype), weight.to(self.product_dtype), None).to(hidden.dtype)
         return product if self.bias is None else product + self.bias
-
-    def multiplied(self, hidden: Tensor) -> Tensor:
-        """`(..., in)` from in front of the layer, as its weight meets it at full precision."""
-        hidden = hidden if self.input is None else self.input.transformed(hidden)
-        return hidden / self.input_scale
 
     def current_weight(self) -> Tensor:
         """The weight in force: an override, the master (`bits` is None), or the one derived for `bits`."""
@@ -172,9 +167,12 @@ class ElasticLinear(nn.Module):
         if self.override is not None or torch.is_grad_enabled() or self.scales_per_row(self.bits) > 1:
             return False
         assert self.input is not None
-        if self.input.override is not None or self.input.spec.group_size is not None:
+        if self.input.quantizer.override is not None or not self.input.has_token_ranges:
             return False
         return self.in_features <= integer.LARGEST_IN and integer.supported(hidden.device)
+
+    def _product(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(hidden, weight, bias)
 
     def _integer_product(self, hidden: Tensor) -> Tensor:
         assert self.bits is not None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from quept.nn.convolution import ElasticConv2d
 from quept.nn.elastic import ElasticLinear
 from quept.nn.inputs import ElasticInput
 from quept.spec import WeightSpec
@@ -11,12 +12,14 @@ from quept.spec import WeightSpec
 
 def replace_linears(
     block: nn.Module,
-    path: str,
+    path: str | None,
     linears: Sequence[str],
     spec: WeightSpec,
     inputs: Mapping[str, ElasticInput] | None = None,
 ) -> dict[str, ElasticLinear]:
     """Replace the named linears of the block at `path` in place; returns the elastic ones by name.
+
+    Convolutions may be named as well. Without a `path` the block is the model.
 
     `inputs` says what a linear's inputs go through first, by name, where they go through anything.
     """
@@ -24,7 +27,9 @@ def replace_linears(
     replaced = {}
     for name in linears:
         parent, _, leaf = name.rpartition(".")
-        elastic = ElasticLinear.from_linear(block.get_submodule(name), spec, f"{path}.{name}", inputs.get(name))
+        layer = block.get_submodule(name)
+        kind = ElasticConv2d if isinstance(layer, nn.Conv2d) else ElasticLinear
+        elastic = kind.from_linear(layer, spec, f"{path}.{name}" if path else name, inputs.get(name))
         setattr(block.get_submodule(parent), leaf, elastic)
         replaced[name] = elastic
     return replaced

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from quept.nn.elastic import ElasticLinear
-from quept.nn.inputs import ElasticInput
 from quept.nn.keyvalues import KeyValues
+from quept.nn.quantizers import Quantizer
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -23,6 +23,6 @@ def learned_names(module: nn.Module) -> set[str]:
     return {
         f"{path}.{name}" if path else name
         for path, part in module.named_modules(remove_duplicate=False)
-        if isinstance(part, ElasticLinear | ElasticInput | KeyValues)
+        if isinstance(part, ElasticLinear | Quantizer | KeyValues)
         for name in part.learned()
     }

@@ -1,7 +1,8 @@
-"""Rounding of activations per token: symmetric, on a range that every token brings along (method, section 2).
+"""Rounding of activations (method, section 2): on a range that every token brings along, or on one for all.
 
-Values are `(..., in)`. All of a token's `in` values share a range, or every `group_size` of them, the last group being
-shorter where `in` is no multiple. All arithmetic is float32; results have the dtype of the values.
+Ranges of tokens are symmetric, and that of a whole tensor goes from `-below` to `above`. Values are `(..., in)`. All of
+a token's `in` values share a range, or every `group_size` of them, the last group being shorter where `in` is no
+multiple. All arithmetic is float32; results have the dtype of the values.
 """
 
 import torch
@@ -12,6 +13,9 @@ from quept.numerics.affine import round_straight_through
 
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits, and its reciprocal may be infinite
 NARROWEST, CANDIDATES = 0.4, 25  # shares from the whole range down, 0.025 apart
+PERCENTILES = (0.999, 0.9999, 0.99999)  # of values, on either side (RepQ-ViT, published code)
+SHARES = (1.0, 0.85, 0.72, 0.61, 0.52, 0.44, 0.38, 0.32, 0.27, 0.23, 0.2, 0.17, 0.14, 0.12, 0.1)  # of the extremes
+SEARCHED = 1 << 14  # values that shares are tried on
 
 
 def highest_code(bits: int) -> int:
@@ -50,6 +54,54 @@ def best_share(values: Tensor, bits: int, importance: Tensor, group_size: int | 
         if error < least:
             best, least = float(share), error
     return best
+
+
+def best_extent(
+    values: Tensor, importance: Tensor | None, bits: int, extremes: Tensor, start: str
+) -> tuple[float, float]:
+    """How far below and above zero an asymmetric range should go that rounds a tensor on one scale.
+
+    `values` are a sample, `(tokens, in)` or flat; errors are weighed by channel with `importance`, `(in,)`. `start` is
+    "min-max", the `extremes`, `(2,)`, themselves; "percentile", those of `PERCENTILES` that round with the least
+    squared error; or "search", the shares of the extremes that do, each side on its own.
+    """
+    lowest, highest = (float(each) for each in extremes)
+    whole = (max(-lowest, 0.0), max(highest, 0.0))
+    if start == "min-max" or sum(whole) <= TINY:
+        return whole
+    few = values[:: max(1, values.numel() // SEARCHED)] if values.dim() == 1 else _rows(values, SEARCHED)
+
+    def error(extent: tuple[float, float]) -> float:
+        return _extent_error(few, importance, extent, bits)
+
+    if start == "percentile":
+        ordered = values.flatten().sort().values
+        last = ordered.numel() - 1
+        candidates = [
+            (max(-float(ordered[round((1 - p) * last)]), 0.0), max(float(ordered[round(p * last)]), 0.0))
+            for p in PERCENTILES
+        ]
+        return min([candidate for candidate in candidates if sum(candidate) > TINY] or [whole], key=error)
+    best = min(((whole[0] * share, whole[1] * share) for share in SHARES), key=error)
+    for _ in range(2):
+        best = min(((whole[0] * share, best[1]) for share in SHARES if whole[0] * share + best[1] > TINY), key=error)
+        best = min(((best[0], whole[1] * share) for share in SHARES if best[0] + whole[1] * share > TINY), key=error)
+    return best
+
+
+def _extent_error(values: Tensor, importance: Tensor | None, extent: tuple[float, float], bits: int) -> float:
+    """The weighted squared error of rounding on a range."""
+    highest = 2**bits - 1
+    scale = max(sum(extent) / highest, TINY)
+    zero_point = round(extent[0] / scale)
+    code = (values / scale).round_().clamp_(-zero_point, highest - zero_point)
+    squared = code.mul_(scale).sub_(values).square_()
+    return float((squared if importance is None else squared * importance).sum())
+
+
+def _rows(values: Tensor, count: int) -> Tensor:
+    """Some rows of `values`, evenly spaced, that hold about `count` values."""
+    return values[:: max(1, values.numel() // count)]
 
 
 def _split(values: Tensor, group_size: int | None) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from quept.architectures import architecture_of
 from quept.architectures.attention import ATTRIBUTE
-from quept.architectures.checkpoint import first_line, quiet
+from quept.architectures.checkpoint import first_line, model_class, quiet
 from quept.assembly import make_elastic
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
@@ -122,9 +122,9 @@ def save(model: Any, directory: str | Path) -> None:
 
 
 def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
-    """The causal language model of a configuration with elastic layers, without weights."""
+    """The model of a configuration with elastic layers, without weights."""
     with init_empty_weights(include_buffers=False), quiet():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = model_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # init_empty_weights undoes the ties made inside it
     make_elastic(model, recipe)
     return model

@@ -1,7 +1,8 @@
 """Preparations of a block that leave its full-precision function unchanged."""
 
 from quept.spec import Recipe
-from quept.transforms.base import Transform
+from quept.transforms.base import Moved, Transform
+from quept.transforms.reparameterization import Reparameterize
 from quept.transforms.rotation import Rotate
 from quept.transforms.smoothing import ChannelScales, Smooth, fit
 
@@ -13,7 +14,9 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
         chosen.append(Rotate(recipe.rotation))
     if recipe.smoothing.enabled:
         chosen.append(Smooth(recipe))
+    if recipe.reparameterization.enabled:
+        chosen.append(Reparameterize())
     return tuple(chosen)
 
 
-__all__ = ["ChannelScales", "Rotate", "Smooth", "Transform", "fit", "transforms_of"]
+__all__ = ["ChannelScales", "Moved", "Reparameterize", "Rotate", "Smooth", "Transform", "fit", "transforms_of"]

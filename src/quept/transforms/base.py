@@ -5,11 +5,22 @@ The first happens once, in calibration; the second also whenever an artifact is 
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from quept.architectures import Place
 from quept.nn.inputs import OnlineTransform
+
+
+class Moved(NamedTuple):
+    """What became of a linear's input: `(x - shift) / scale`, both `(in,)`; None is a shift of nothing.
+
+    The columns of its weight were multiplied by `scale`.
+    """
+
+    scale: Tensor
+    shift: Tensor | None = None
 
 
 class Transform:
@@ -30,12 +41,12 @@ class Transform:
         """The linears, by path in the block, of whose inputs `fold` needs a sample."""
         return frozenset()
 
-    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Moved]:
         """Change the block's weights, in place, so that together with what is done online nothing has changed.
 
-        `inputs` holds samples of input rows, `(tokens, in)`, of the linears that it watches. Returns, by linear, what
-        the columns of weights were multiplied by, `(in,)`, where that is all that happened to them: plain rounding of
-        the original weights can then still be told.
+        `inputs` holds samples of input rows, `(tokens, in)`, of the linears that it watches. Returns, by linear, where
+        inputs moved channel by channel and that is all that happened: plain rounding of the original weights can then
+        still be told.
         """
         raise NotImplementedError
 

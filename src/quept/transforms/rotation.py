@@ -25,7 +25,7 @@ from quept.nn.elastic import weight_of
 from quept.nn.inputs import OnlineTransform
 from quept.numerics import hadamard
 from quept.spec import Rotation
-from quept.transforms.base import Transform
+from quept.transforms.base import Moved, Transform
 
 
 class StreamRotation:
@@ -83,7 +83,7 @@ class Rotate(Transform):
             block.register_forward_hook(_Leave(stream))
 
     @torch.no_grad()
-    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Moved]:
         """Rotate the weights, and move the norms' weights into their readers."""
         architecture = place.architecture
         stream = _stream(architecture, place.config)

@@ -19,7 +19,7 @@ from quept.architectures import Architecture, Place, Site
 from quept.nn.elastic import weight_of
 from quept.numerics import affine
 from quept.spec import Granularity, Recipe, Smoothing
-from quept.transforms.base import Transform
+from quept.transforms.base import Moved, Transform
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Smooth(Transform):
         """One consumer of each site."""
         return frozenset(site.consumers[0] for site in place.architecture.sites_for(place.config))
 
-    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Moved]:
         """Search the scales, and move them into the block's weights."""
         recipe = self.recipe
         scales = fit(block, place.architecture, place.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits)
         scales.fold(block, place.architecture)
-        return scales.columns
+        return {path: Moved(scale) for path, scale in scales.columns.items()}
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+"""Where the ranges of a block start: those of its weights and those of its activations."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from quept.calibration.block import CalibrationBlock
+from quept.calibration.reconstruct import expected_draws
+from quept.nn import ElasticLinear
+from quept.nn.elastic import WHOLE
+from quept.nn.quantizers import Quantizer, TensorQuantizer
+from quept.spec import Recipe
+
+ROWS = 4096  # of a linear's inputs, on which the range of a whole tensor is placed
+
+
+def watched_linears(block: CalibrationBlock) -> set[str]:
+    """The linears of whose inputs `place_ranges` needs a sample."""
+    recipe = block.recipe
+    wanted = set(block.linears) if recipe.reconstruction.clipping_start == "search" else set()
+    if recipe.activations.bits and recipe.activations.range == "tensor":
+        wanted |= set(block.linears)
+    return wanted
+
+
+@torch.no_grad()
+def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
+    """Set where each width's ranges start; weights of widths that never train keep their whole range.
+
+    `inputs` holds rows from in front of the linears, `(tokens, in)`, by path.
+    """
+    recipe = block.recipe
+    start = recipe.reconstruction.clipping_start
+    draws = expected_draws(recipe.groups, recipe.reconstruction, 1)
+    trained = recipe.reconstruction.epochs > 0
+    rows = {path: block.multiplied(path, given) for path, given in inputs.items()}
+    for path, linear in block.linears.items():
+        for bits in recipe.bits:
+            if trained and not draws[bits]:
+                linear.reset_clipping(bits, WHOLE)
+            elif start == "search":
+                linear.search_clipping(bits, rows[path].square().mean(0))
+            else:
+                linear.reset_clipping(bits, start)
+    for each in block.inputs:
+        readers = {path: linear for path, linear in block.linears.items() if linear.input is each}
+        place_input(
+            each.quantizer, next((rows[path] for path in readers if path in rows), None), readers.values(), recipe
+        )
+    for products in block.products:
+        for quantizer in products.quantizers():
+            for bits in recipe.activations.bits:
+                quantizer.place(bits, None, None, recipe.activations.start)
+
+
+def place_input(quantizer: Quantizer, sample: Tensor | None, readers: Iterable[ElasticLinear], recipe: Recipe) -> None:
+    """Set where the ranges of the input of some linears start, on rows `(tokens, in)` of it where that takes any."""
+    start: float | str = recipe.reconstruction.clipping_start
+    importance: Tensor | None = None
+    if sample is not None:
+        importance = torch.cat([linear.weight.float() for linear in readers]).square().sum(0)
+    if isinstance(quantizer, TensorQuantizer):
+        assert sample is not None
+        quantizer.cover(sample)
+        start = recipe.activations.start
+    for bits in quantizer.spec.bits:
+        quantizer.place(bits, sample, importance, start)

@@ -1,0 +1,229 @@
+"""How one tensor of activations is rounded at each width: on a range of each token's own, or on a learned one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quept.numerics import activations, affine
+from quept.spec import Activations
+
+CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole
+NARROWEST = 1e-6  # of the wider side of a range: what the other side has at least, so that it has a logarithm
+SAMPLE = 1 << 16  # values that a range is searched on
+
+
+class TokenGrid(NamedTuple):
+    """The share of each token's range that is kept, and the highest code, both scalars."""
+
+    share: Tensor
+    highest: Tensor
+
+
+class TensorGrid(NamedTuple):
+    """Scale, zero point and highest code of a whole tensor, all scalars."""
+
+    scale: Tensor
+    zero_point: Tensor
+    highest: Tensor
+
+
+Grid = TokenGrid | TensorGrid
+
+
+class Quantizer(nn.Module):
+    """Rounds a tensor at any of the widths of `spec`; what it learns is one small parameter per width.
+
+    `override` is the grid that is used whatever the width, while it is not None.
+    """
+
+    parameters_name = ""  # under which the parameters are kept, by width
+
+    def __init__(self, spec: Activations) -> None:
+        super().__init__()
+        self.spec = spec
+        self.override: Any = None
+
+    def forward(self, values: Tensor, bits: int | None) -> Tensor:
+        """`values` rounded to `bits`, with straight-through gradients; None leaves them as they are."""
+        grid = self.override
+        if grid is None:
+            if bits is None:
+                return values
+            grid = self.grid(bits)
+        return self.round(values, grid)
+
+    def grid(self, bits: int) -> Any:
+        """The grid at a width; differentiable in what is learned."""
+        raise NotImplementedError
+
+    def whole_grid(self, bits: int) -> Any:
+        """The same without clipping: the baseline."""
+        raise NotImplementedError
+
+    def round(self, values: Tensor, grid: Any) -> Tensor:
+        """`values` rounded on a grid."""
+        raise NotImplementedError
+
+    def start_seeing(self) -> None:
+        """From now on values count for where ranges start, if they have one start."""
+
+    def see(self, values: Tensor) -> None:
+        """Let values count."""
+
+    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
+        """Set where the range of a width starts.
+
+        `sample` are rows of values, `(tokens, in)`, and `importance`, `(in,)`, weighs their channels: the squared norms
+        of the columns that multiply them make a weighted squared error an estimate of the output's.
+        """
+        raise NotImplementedError
+
+    def learned(self) -> dict[str, Tensor]:
+        """What calibration finds, by name."""
+        return {f"{self.parameters_name}.{bits}": value for bits, value in self.trained().items()}
+
+    def trained(self) -> nn.ParameterDict:
+        """What is trained, by width."""
+        found = getattr(self, self.parameters_name)
+        assert isinstance(found, nn.ParameterDict)
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move with the model, but stay in float32."""
+        before = {name: value.detach() for name, value in self.learned().items()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            owner, _, leaf = name.rpartition(".")
+            moved = getattr(self, owner)[leaf] if owner else getattr(self, leaf)
+            if moved.dtype != value.dtype:
+                moved.data = value.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """Widths, for `print(model)`."""
+        return f"widths={','.join(map(str, self.spec.bits)) or 'none'}"
+
+
+class TokenQuantizer(Quantizer):
+    """Symmetric, on a range that every token brings along.
+
+    Parameters: `clipping.<bits>`, the logit of the share of every token's range that is kept, `(1,)`, float32.
+    """
+
+    parameters_name = "clipping"
+
+    def __init__(self, spec: Activations, device: torch.device) -> None:
+        super().__init__(spec)
+        self.clipping = _parameters(spec, torch.full((1,), CLIPPING_START, device=device))
+
+    def grid(self, bits: int) -> TokenGrid:
+        """The learned share of each token's range."""
+        logit = self.clipping[str(bits)]
+        return TokenGrid(torch.sigmoid(logit), logit.new_tensor(float(activations.highest_code(bits))))
+
+    def whole_grid(self, bits: int) -> TokenGrid:
+        """All of each token's range."""
+        return TokenGrid(torch.ones_like(self.clipping[str(bits)]), self.grid(bits).highest)
+
+    def round(self, values: Tensor, grid: TokenGrid) -> Tensor:
+        """`values`, `(..., in)`, rounded per token."""
+        return activations.fake_quantize(values, grid.share, grid.highest, self.spec.group_size)
+
+    @torch.no_grad()
+    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
+        """Start at a logit, or with "search" at the share that rounds the sample best; see `best_share`."""
+        if start != "search":
+            self.clipping[str(bits)].fill_(float(start))
+            return
+        assert sample is not None
+        assert importance is not None
+        share = activations.best_share(sample, bits, importance, self.spec.group_size)
+        self.clipping[str(bits)].fill_(torch.logit(torch.tensor(share), eps=1e-6).clamp_max(CLIPPING_START))
+
+
+class TensorQuantizer(Quantizer):
+    """Asymmetric, on one range for all values of a tensor.
+
+    Parameters: `extent.<bits>`, the logarithms of how far the range goes below and above zero, `(2,)`, float32, so that
+    a learning rate means the same share of every range. `extremes` are the lowest and highest values seen, `(2,)`.
+    """
+
+    parameters_name = "extent"
+    extremes: Tensor
+
+    def __init__(self, spec: Activations, device: torch.device) -> None:
+        super().__init__(spec)
+        self.extent = _parameters(spec, torch.zeros(2, device=device))
+        self.register_buffer("extremes", torch.zeros(2, device=device))
+        self._seen: list[Tensor] | None = None
+
+    def grid(self, bits: int) -> TensorGrid:
+        """On the learned range."""
+        below, above = self.extent[str(bits)].exp()
+        return _tensor_grid(below, above, bits)
+
+    def whole_grid(self, bits: int) -> TensorGrid:
+        """From the lowest value seen to the highest."""
+        return _tensor_grid(-self.extremes[0], self.extremes[1], bits)
+
+    def round(self, values: Tensor, grid: TensorGrid) -> Tensor:
+        """`values` of any shape; the result has their dtype."""
+        code = affine.round_straight_through(values.float() / grid.scale) + grid.zero_point
+        clamped = torch.minimum(code.clamp_min(0), grid.highest)
+        return ((clamped - grid.zero_point) * grid.scale).to(values.dtype)
+
+    def start_seeing(self) -> None:
+        """From now on values count, until ranges are placed."""
+        self._seen = []
+        self.extremes.zero_()
+
+    @torch.no_grad()
+    def see(self, values: Tensor) -> None:
+        """Let values count for the extremes, and a part of them for the sample."""
+        if self._seen is None:
+            return
+        low, high = values.aminmax()
+        self.extremes[0] = torch.minimum(self.extremes[0], low)
+        self.extremes[1] = torch.maximum(self.extremes[1], high)
+        flat = values.detach().flatten()
+        self._seen.append(flat[:: max(1, flat.numel() // (SAMPLE // 4))].float())
+
+    @torch.no_grad()
+    def cover(self, values: Tensor) -> None:
+        """Take the extremes from these values."""
+        self.extremes.copy_(torch.stack(values.aminmax()).float())
+
+    def sample(self) -> Tensor:
+        """What was seen, thinned out, `(values,)`."""
+        assert self._seen
+        flat = torch.cat(self._seen)
+        return flat[:: max(1, flat.numel() // SAMPLE)]
+
+    @torch.no_grad()
+    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
+        """Start at the extremes, or at the percentiles or the shares of them that round best."""
+        values = self.sample() if sample is None else sample
+        below, above = activations.best_extent(values, importance, bits, self.extremes, str(start))
+        least = NARROWEST * max(below, above, 1e-30)
+        self.extent[str(bits)].copy_(torch.tensor([max(below, least), max(above, least)]).log())
+
+    def learned(self) -> dict[str, Tensor]:
+        """The ranges, and the extremes."""
+        return {**super().learned(), "extremes": self.extremes}
+
+
+def quantizer(spec: Activations, device: torch.device) -> Quantizer:
+    """The quantizer of one tensor, as the settings say."""
+    return TensorQuantizer(spec, device) if spec.range == "tensor" else TokenQuantizer(spec, device)
+
+
+def _parameters(spec: Activations, start: Tensor) -> nn.ParameterDict:
+    return nn.ParameterDict({str(bits): nn.Parameter(start.clone(), requires_grad=False) for bits in spec.bits})
+
+
+def _tensor_grid(below: Tensor, above: Tensor, bits: int) -> TensorGrid:
+    highest = below.new_tensor(float(2**bits - 1))
+    scale = ((below + above) / highest).clamp_min(activations.TINY)
+    return TensorGrid(scale, affine.round_straight_through(below / scale), highest)
