@@ -170,9 +170,7 @@ class TensorQuantizer(Quantizer):
 
     def round(self, values: Tensor, grid: TensorGrid) -> Tensor:
         """`values` of any shape; the result has their dtype."""
-        code = affine.round_straight_through(values.float() / grid.scale) + grid.zero_point
-        clamped = torch.minimum(code.clamp_min(0), grid.highest)
-        return ((clamped - grid.zero_point) * grid.scale).to(values.dtype)
+        return activations.fake_quantize_tensor(values, grid.scale, grid.zero_point, grid.highest)
 
     def start_seeing(self) -> None:
         """From now on values count, until ranges are placed."""

@@ -5,6 +5,8 @@ a token's `in` values share a range, or every `group_size` of them, the last gro
 multiple. All arithmetic is float32; results have the dtype of the values.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,6 +39,37 @@ def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: in
     # Times the reciprocal, as integer products are made: the codes must be the same.
     code = round_straight_through(grouped * step.reciprocal()).clamp(-highest - 1, highest)
     return _join(code * step, values.shape[-1], group_size).to(values.dtype)
+
+
+def fake_quantize_tensor(values: Tensor, scale: Tensor, zero_point: Tensor, highest: Tensor) -> Tensor:
+    """`s * (clamp(round(x / s) + z, 0, highest) - z)` with one scale and one integral zero point for all values.
+
+    Differentiable in both, which are scalars, and straight-through in the values where they are in range.
+    """
+    rounded: Tensor = _TensorRounding.apply(values, scale, zero_point, highest)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _TensorRounding(torch.autograd.Function):
+    """By hand, because autograd would keep and pass over each of half a dozen intermediate tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, highest: Tensor) -> Tensor:
+        ratio = values.float() / scale
+        code = torch.minimum(torch.maximum(ratio.round(), -zero_point), highest - zero_point)
+        if any(ctx.needs_input_grad):
+            inside = (code - ratio).abs_() <= 0.5
+            # How the result moves with the scale: by the rounding error in range, and by the code outside.
+            ctx.save_for_backward(torch.where(inside, code - ratio, code), inside, scale)
+        return (code * scale).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        by_scale, inside, scale = ctx.saved_tensors
+        given = upstream.float()
+        passed = given * inside
+        outside = given.sum() - passed.sum()
+        return passed.to(upstream.dtype), (given * by_scale).sum(), -scale * outside, None
 
 
 @torch.no_grad()
