@@ -144,19 +144,23 @@ class ImageSource:
             raise InvalidInput(f"The seed is {seed}, but must be in 0 to 2**63 - 1: choose another with --seed.")
         if self.count is not None and self.count < count:
             raise self._too_few(self.count, count)
-        pixels: Tensor | None = None
-        labels: list[int | None] = []
-        names: list[str] = []
+        # Sources are read in their order, which may be that of their classes: each image gets a place at random.
+        places = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        pixels = torch.empty(0)
+        labels: list[int | None] = [None] * count
+        names = [""] * count
+        given = 0
         for batch in _ahead(self._prepared(self._records.sample(count, seed), _BATCH, count)):
-            pixels = torch.empty(count, *batch.pixels.shape[1:]) if pixels is None else pixels
-            pixels[len(names) : len(names) + len(batch.names)] = batch.pixels
-            labels += batch.labels
-            names += batch.names
-        if pixels is None or len(names) < count:
-            raise self._too_few(len(names), count)
-        # Sources are read in their order, which may be that of their classes.
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        return ImageSample(pixels[order], self._tensor([labels[at] for at in order]), tuple(names[at] for at in order))
+            if given == 0:
+                pixels = torch.empty(count, *batch.pixels.shape[1:], dtype=torch.float32)
+            chosen = places[given : given + len(batch.names)]
+            pixels[chosen] = batch.pixels
+            for place, label, name in zip(chosen.tolist(), batch.labels, batch.names, strict=True):
+                labels[place], names[place] = label, name
+            given += len(batch.names)
+        if given < count:
+            raise self._too_few(given, count)
+        return ImageSample(pixels, self._tensor(labels), tuple(names))
 
     def batches(self, size: int = _BATCH, *, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All images in the source's order, a batch at a time; the next is prepared while one is being used.

@@ -240,9 +240,16 @@ class ArchiveRecords(IndexedRecords):
     def _read(self, rows: Sequence[int]) -> Iterator[Record]:
         for row in rows:
             image = self._images[row]
-            with image.path.open("rb") as file:
-                file.seek(image.offset)
-                yield Record(f"{image.path.name}:{image.name}", file.read(image.size), self._labels[row])
+            yield Record(f"{image.path.name}:{image.name}", _contents(image), self._labels[row])
+
+
+def _contents(member: _Member) -> bytes:
+    try:
+        with member.path.open("rb") as file:
+            file.seek(member.offset)
+            return file.read(member.size)
+    except OSError as error:
+        raise unreadable(member.path, error) from error
 
 
 def _pairs(path: Path) -> list[tuple[_Member, str | None]]:

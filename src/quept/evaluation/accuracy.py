@@ -133,6 +133,8 @@ def compare(
 ) -> Comparison:
     """Compare two classifiers image by image; `reference` is called right before `model` for each batch.
 
+    Both are called as they are: models should be in eval mode.
+
     Args:
         reference: Gives the logits of full precision for pixels, such as `classifier(model)`.
         model: Gives the logits of the quantized model.
