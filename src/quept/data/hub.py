@@ -65,8 +65,16 @@ HUB_TEXTS: Mapping[str, HubText] = {
 }
 
 
-def require(module: str, purpose: str) -> Any:
-    """Import an optional dependency of the extra `data`.
+def require(
+    module: str, purpose: str, *, extra: str = "data", otherwise: str = ", or give a .txt or .jsonl file instead"
+) -> Any:
+    """Import an optional dependency of an extra.
+
+    Args:
+        module: Its name, as in an import.
+        purpose: What needs it.
+        extra: The extra that brings it.
+        otherwise: How the message ends: what else can be done.
 
     Raises:
         InvalidInput: The module is not installed.
@@ -76,7 +84,7 @@ def require(module: str, purpose: str) -> Any:
     except ImportError as error:
         raise InvalidInput(
             f"{purpose} needs the package '{module}', which is not installed: run "
-            f"`pip install 'quept[data]'`, or give a .txt or .jsonl file instead."
+            f"`pip install 'quept[{extra}]'`{otherwise}."
         ) from error
 
 

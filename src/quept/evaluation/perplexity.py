@@ -87,7 +87,7 @@ def perplexity(
 
     windows = list(_windows(len(tokens), sequence_length, stride))
     total, done = 0.0, 0
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for batch in _batches(windows, batch_size):
             total += _negative_log_likelihood(model, tokens, batch)
             done += len(batch)
@@ -179,7 +179,8 @@ def _result(total: float, count: int) -> Perplexity:
 
 
 @contextmanager
-def _eval_mode(model: "PreTrainedModel") -> Iterator[None]:
+def eval_mode(model: "PreTrainedModel") -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
