@@ -210,7 +210,7 @@ MISTAKES = {
     "activations of a recipe without": (
         "calibrate {w}/model {data} {out} --recipe paper --activation-bits 4",
         2,
-        "--recipe weight-activation",
+        "weight-activation-best",
     ),
     "activation bits unreadable": (
         "calibrate {w}/model {data} {out} --recipe weight-activation --activation-bits four",

@@ -64,6 +64,7 @@ def prepare(
     seed: int,
     device: str,
     compiled: bool | None,
+    strict: bool,
     note: Callable[[str], None],
 ) -> Job:
     """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments.
@@ -78,7 +79,7 @@ def prepare(
         recipe = load_recipe(recipe)
     if isinstance(model, str | Path):
         config = read_config(model)  # an unknown architecture is told first
-        processor = processor or source_of(config).open_processor(model)
+        processor = processor or source_of(config).open_processor(model, config)
         model = open_model(model)
     elif not isinstance(model, PreTrainedModel):
         raise InvalidInput(
@@ -89,7 +90,7 @@ def prepare(
     recipe = load_recipe(reader.recipe) if recipe is None else recipe
     recipe = reader.fitted(recipe, model.config, data, samples, sequence_length, note)
     _check_matches_config(model, recipe)
-    drawn = reader.draw(data, processor, model.config, recipe, seed)
+    drawn = reader.draw(data, processor, model.config, recipe, seed, strict, note)
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], where)
     if compiled is None:

@@ -25,6 +25,7 @@ from quept.calibration.passes import CompiledPass, Pass, PlainPass
 from quept.calibration.progress import Progress, Report, Silent
 from quept.calibration.ranges import ROWS, place_ranges, watched_linears
 from quept.calibration.reconstruct import count_steps, reconstruct, trained_tokens
+from quept.calibration.samples import source_of
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.workspace import Workspace
 from quept.devices import multiplies_bfloat16
@@ -51,6 +52,7 @@ def calibrate(
     device: str = "auto",
     resume: bool = False,
     compiled: bool | None = None,
+    strict: bool = False,
     stream_memory: int = DEFAULT_STREAM_MEMORY,
     progress: Progress | None = None,
 ) -> Report:
@@ -69,6 +71,7 @@ def calibrate(
         seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
         device: `auto`, `cpu` or `cuda`.
         compiled: whether training runs through `torch.compile`; None decides by the amount of work, on a CPU.
+        strict: an image that cannot be read is an error, instead of left out.
         resume: go on with an interrupted run of the same settings.
         stream_memory: bytes of hidden states held in memory; beyond it they live in memory-mapped files.
         progress: told what happens.
@@ -90,6 +93,7 @@ def calibrate(
             seed,
             device,
             compiled,
+            strict,
             progress.note,
         )
     if manifest := workspace.finished(job.fingerprint):
@@ -314,7 +318,7 @@ class _Run:
             # Not save_pretrained: it refuses settings that many published checkpoints have.
             job.model.generation_config.to_json_file(folder / "generation_config.json")
         if job.processor is not None:
-            job.processor.save_pretrained(folder)
+            source_of(job.model.config).save_processor(job.processor, folder)
 
     def _write_rest(self) -> None:
         blocks = len(self.job.architecture.block_list(self.job.model))

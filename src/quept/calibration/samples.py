@@ -9,7 +9,8 @@ from torch import Tensor
 
 from quept.architectures import Task, architecture_of
 from quept.architectures.checkpoint import open_tokenizer
-from quept.data import token_windows
+from quept.architectures.images import ImageProcessor, describe, open_image_processor
+from quept.data import load_images, token_windows
 from quept.errors import InvalidInput
 from quept.spec import Recipe
 
@@ -22,16 +23,31 @@ class Source(Protocol):
     recipe: str  # for those who name none
     tensor_name: str  # of samples that the caller made
 
-    def open_processor(self, model: str | Path) -> Any:
+    def open_processor(self, model: str | Path, config: Any) -> Any:
         """What turns data into the model's inputs, as the checkpoint has it."""
+
+    def save_processor(self, processor: Any, directory: Path) -> None:
+        """Write that beside a model."""
 
     def fitted(
         self, recipe: Recipe, config: Any, data: Any, samples: int | None, sequence_length: int | None, note: Note
     ) -> Recipe:
         """The recipe with the amount of data that the caller wants and the model can take."""
 
-    def draw(self, data: str | Path | Tensor, processor: Any, config: Any, recipe: Recipe, seed: int) -> Tensor:
-        """The samples, one along the first dimension each, as the model takes them; on the CPU."""
+    def draw(
+        self,
+        data: str | Path | Tensor,
+        processor: Any,
+        config: Any,
+        recipe: Recipe,
+        seed: int,
+        strict: bool,
+        note: Note,
+    ) -> Tensor:
+        """The samples, one along the first dimension each, as the model takes them; on the CPU.
+
+        With `strict`, what cannot be read is an error; else it is left out, and `note` is told.
+        """
 
     def tokens(self, config: Any, samples: Tensor) -> int:
         """About how many tokens a sample is to the first block."""
@@ -43,9 +59,13 @@ class Text:
     recipe = "best"
     tensor_name = "token windows"
 
-    def open_processor(self, model: str | Path) -> Any:
+    def open_processor(self, model: str | Path, config: Any) -> Any:
         """The tokenizer."""
         return open_tokenizer(model)
+
+    def save_processor(self, processor: Any, directory: Path) -> None:
+        """The tokenizer's files."""
+        processor.save_pretrained(directory)
 
     def fitted(
         self, recipe: Recipe, config: Any, data: Any, samples: int | None, sequence_length: int | None, note: Note
@@ -70,8 +90,17 @@ class Text:
         changes = {"samples": samples if samples is not None else recipe.data.samples, "sequence_length": length}
         return recipe.updated(data=recipe.data.updated(**changes))
 
-    def draw(self, data: str | Path | Tensor, processor: Any, config: Any, recipe: Recipe, seed: int) -> Tensor:
-        """Windows, checked against the vocabulary."""
+    def draw(
+        self,
+        data: str | Path | Tensor,
+        processor: Any,
+        config: Any,
+        recipe: Recipe,
+        seed: int,
+        strict: bool,
+        note: Note,
+    ) -> Tensor:
+        """Windows, checked against the vocabulary; text that cannot be read is an error always."""
         if isinstance(data, Tensor):
             windows = data.to("cpu", torch.int64)
         elif not isinstance(data, str | Path):
@@ -102,9 +131,13 @@ class Images:
     recipe = "vision-best"
     tensor_name = "images"
 
-    def open_processor(self, model: str | Path) -> Any:
+    def open_processor(self, model: str | Path, config: Any) -> Any:
         """The image processor."""
-        return None
+        return open_image_processor(model, config)
+
+    def save_processor(self, processor: Any, directory: Path) -> None:
+        """Its settings."""
+        (processor.process if isinstance(processor, ImageProcessor) else processor).save_pretrained(directory)
 
     def fitted(
         self, recipe: Recipe, config: Any, data: Any, samples: int | None, sequence_length: int | None, note: Note
@@ -122,16 +155,52 @@ class Images:
         _check_count("samples", samples)
         return recipe if samples is None else recipe.updated(data=recipe.data.updated(samples=samples))
 
-    def draw(self, data: str | Path | Tensor, processor: Any, config: Any, recipe: Recipe, seed: int) -> Tensor:
-        """Images, checked against what the model takes."""
-        assert isinstance(data, Tensor)
-        return data.to("cpu", torch.float32)
+    def draw(
+        self,
+        data: str | Path | Tensor,
+        processor: Any,
+        config: Any,
+        recipe: Recipe,
+        seed: int,
+        strict: bool,
+        note: Note,
+    ) -> Tensor:
+        """Images of all classes alike, checked against what the model takes."""
+        if isinstance(data, Tensor):
+            return _checked(data.to("cpu", torch.float32), config)
+        if not isinstance(data, str | Path):
+            raise InvalidInput(
+                f"data is a {type(data).__name__}; give a folder, file or data set of images, or a tensor of them."
+            )
+        if processor is None:
+            raise InvalidInput("Images cannot be read without an image processor; pass image_processor=, or a tensor.")
+        preparation = processor if isinstance(processor, ImageProcessor) else describe(processor, config)
+        source = load_images(data, preparation, split="train", strict=strict)
+        sample = source.take(recipe.data.samples, seed=seed)
+        if source.skipped:
+            first = next(iter(source.skipped))
+            note(f"{len(source.skipped)} images could not be read and were left out, {first} for one.")
+        return sample.pixels
 
     def tokens(self, config: Any, samples: Tensor) -> int:
         """The patches of an image."""
         patch = getattr(config, "patch_size", 16)
         height, width = map(int, patch if isinstance(patch, tuple | list) else (patch, patch))
         return max(1, samples.shape[-2] // height) * max(1, samples.shape[-1] // width)
+
+
+def _checked(images: Tensor, config: Any) -> Tensor:
+    """Images, if the model takes such; `InvalidInput` else."""
+    channels, size = getattr(config, "num_channels", None), getattr(config, "image_size", None)
+    wanted = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    if channels not in (None, images.shape[1]) or wanted not in (None, tuple(images.shape[2:])):
+        raise InvalidInput(
+            f"The images are {' x '.join(map(str, images.shape[1:]))}, but the model takes {channels} channels of "
+            f"{' x '.join(map(str, wanted or ('any', 'any')))} pixels; prepare them with its own image processor."
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise InvalidInput("The images hold NaN or infinite values; prepare them with the model's own image processor.")
+    return images
 
 
 _SOURCES: dict[Task, Source] = {"text-generation": Text(), "image-classification": Images()}

@@ -31,21 +31,27 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the artifact; must not exist yet.")],
     data: Annotated[
         str,
-        typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
+        typer.Option(
+            help="Text: a .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama. Images: a "
+            "folder of class folders, a .npz, .parquet or .tar file, or a data set of the Hub."
+        ),
     ],
-    recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a TOML file.")] = "best",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A shipped recipe's name, or a TOML file. Default: best, or for images vision-best."),
+    ] = None,
     bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: the recipe's.")] = None,
     activation_bits: Annotated[
         str | None,
         typer.Option(help="Widths of activations, where the recipe has them. Default: the same as of weights."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Windows of text. Default: the recipe's.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Windows of text, or images. Default: the recipe's.")] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens per window. Default: the recipe's, or the model's limit if lower."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data per block.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows per optimizer step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows or images per optimizer step.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Inputs per scale at the recipe's grouped widths.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank that each bit group adds to the adapter.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same artifact, byte for byte.")] = 0,
@@ -59,23 +65,27 @@ def calibrate(
         typer.Option(metavar="GB", help="Hidden states held in memory; beyond it they live in mapped files."),
     ] = 8.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of this command.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Calibrate a language model once, for every width.
+    """Calibrate a model once, for every width: a causal language model, or a vision transformer for classification.
 
     The recipes [bold]best[/] and [bold]paper[/] are for weights alone, [bold]weight-activation-best[/] and
-    [bold]weight-activation[/] for weights and activations together.
+    [bold]weight-activation[/] for weights and activations together; [bold]vision-best[/] and [bold]vision[/] are for
+    weights and activations of image classifiers, [bold]vision-weights[/] for their weights alone.
 
-    Reads the model and a little text, and writes a directory that runs at each width, chosen at load time or while
+    Reads the model and a little data, and writes a directory that runs at each width, chosen at load time or while
     it runs: see [bold]quept evaluate[/], [bold]quept generate[/], and quept.load in Python.
     """
     check_target("--json", json_file)
+    from quept.architectures.checkpoint import read_config
     from quept.calibration import calibrate as run
+    from quept.calibration.samples import source_of
     from quept.recipes import load_recipe
 
     chosen = override(
-        load_recipe(recipe),
+        load_recipe(source_of(read_config(model)).recipe if recipe is None else recipe),
         bits=bits,
         activation_bits=activation_bits,
         epochs=epochs,
@@ -97,6 +107,7 @@ def calibrate(
                 device=device,
                 resume=resume,
                 compiled=compiled,
+                strict=strict,
                 stream_memory=int(stream_memory * 10**9),
                 progress=display,
             )
@@ -128,7 +139,7 @@ def override(
         if not recipe.activations.bits:
             raise InvalidInput(
                 f"The recipe {recipe.name} leaves activations at full precision, so --activation-bits has no meaning; "
-                "use --recipe weight-activation or weight-activation-best."
+                "choose a recipe such as weight-activation-best or vision-best."
             )
         changes["activations"] = recipe.activations.updated(bits=parse_bits(activation_bits))
     if epochs is not None or batch_size is not None:
@@ -181,7 +192,7 @@ def show(report: "Report", console: Console) -> None:
     title = "Mean error of the blocks against full precision"
     show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
     minutes = f" in {report.total_seconds / 60:.1f} minutes" if report.total_seconds else ""
-    console.print(f"Wrote {clean(str(report.directory))}{minutes}. Next: quept evaluate {report.directory} --data TEXT")
+    console.print(f"Wrote {clean(str(report.directory))}{minutes}. Next: quept evaluate {report.directory} --data DATA")
 
 
 def to_json(report: "Report") -> dict[str, Any]:

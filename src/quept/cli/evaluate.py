@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from quept.cli.accuracy import error_points, measure_accuracy, show_accuracy
 from quept.cli.console import (
     Device,
     JsonFile,
@@ -23,7 +24,8 @@ from quept.cli.console import (
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from quept.evaluation import Evaluation
+    from quept.architectures import Task
+    from quept.evaluation import AccuracyEvaluation, Evaluation
     from quept.plan import Widths
 
 
@@ -31,7 +33,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="An artifact, or a Hugging Face model.")],
     data: Annotated[
         str,
-        typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
+        typer.Option(
+            help="Text: a .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama. Images: a "
+            "folder of class folders, a .npz, .parquet or .tar file, or a data set of the Hub."
+        ),
     ],
     bits: Annotated[
         str | None,
@@ -52,6 +57,9 @@ def evaluate(
         typer.Option(help="Tokens between window starts. Default: the window, as in the literature."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Read no more than this many tokens.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Read no more than this many images.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 128,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
     recipe: Annotated[
         str | None, typer.Option(help="For a model that is no artifact: whose granularity to round at.")
     ] = None,
@@ -64,7 +72,7 @@ def evaluate(
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure perplexity at each width, beside full precision.
+    """Measure perplexity, or of an image classifier accuracy, at each width, beside full precision.
 
     Works on artifacts, and on plain Hugging Face models, for which it measures full precision and, with
     [bold]--baseline[/], what rounding does to them.
@@ -82,6 +90,9 @@ def evaluate(
         sequence_length=sequence_length,
         stride=stride,
         max_tokens=max_tokens,
+        max_images=max_images,
+        batch_size=batch_size,
+        strict=strict,
         recipe=recipe,
         device=device,
         dtype=dtype,
@@ -103,11 +114,14 @@ def measure(
     sequence_length: int | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
+    max_images: int | None = None,
+    batch_size: int = 128,
+    strict: bool = False,
     recipe: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     quiet: bool = False,
-) -> "Evaluation":
+) -> "Evaluation | AccuracyEvaluation":
     """What `quept evaluate` measures, with its progress; see there for the arguments."""
     from quept.data import token_stream
     from quept.evaluation import evaluate_widths
@@ -116,7 +130,22 @@ def measure(
     wanted = None if bits is None else parse_precisions(bits)
     opened = open_any(model, recipe, device, dtype)
     precisions = [widths.with_keys_values(kv_bits) for widths in wanted or _all_widths(opened.model)]
-    tokens = token_stream(data, opened.tokenizer, max_tokens=max_tokens)
+    if opened.task == "image-classification":
+        _refuse_text_options(kv_bits=kv_bits, sequence_length=sequence_length, stride=stride, max_tokens=max_tokens)
+        return measure_accuracy(
+            opened.model,
+            opened.processor,
+            data,
+            precisions,
+            calibrated=opened.calibrated,
+            baseline=baseline,
+            stored=opened.stored,
+            limit=max_images,
+            batch_size=batch_size,
+            strict=strict,
+            quiet=quiet,
+        )
+    tokens = token_stream(data, opened.processor, max_tokens=max_tokens)
     with bar(quiet) as progress:
         task = progress.add_task("", detail="")
         return evaluate_widths(
@@ -137,7 +166,8 @@ class Opened:
     """A model with elastic layers, and what evaluating it needs: `stored` is its checkpoint's dtype."""
 
     model: Any
-    tokenizer: Any
+    task: "Task"
+    processor: Any
     sequence_length: int
     calibrated: bool
     stored: Any
@@ -145,8 +175,10 @@ class Opened:
 
 def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
-    from quept.architectures.checkpoint import cast_parameters, open_model, open_tokenizer
+    from quept.architectures import architecture_of
+    from quept.architectures.checkpoint import cast_parameters, open_model
     from quept.assembly import make_elastic
+    from quept.calibration.samples import source_of
     from quept.devices import choose_device
     from quept.recipes import load_recipe
     from quept.storage import DTYPES, is_artifact, load
@@ -159,16 +191,28 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
         loaded = load(model, device=where, dtype=exact)
         manifest = loaded.quept_manifest
         length = manifest.recipe.data.sequence_length
-        return Opened(loaded, open_tokenizer(model), length, True, DTYPES[manifest.dtype])
-    # Nothing is calibrated here: no adapters, and no transforms, which would change what "the model" is.
-    chosen = load_recipe(recipe or "best").updated(
-        adapter={"kind": "none"}, learned_rounding=(), rotation={"enabled": False}, smoothing={"enabled": False}
-    )
+        source, task = source_of(loaded.config), architecture_of(loaded.config.model_type).task
+        processor = source.open_processor(model, loaded.config)
+        return Opened(loaded, task, processor, length, True, DTYPES[manifest.dtype])
     plain = open_model(model)
+    source, task = source_of(plain.config), architecture_of(plain.config.model_type).task
+    # Nothing is calibrated here: no adapters, no ranges, and no transforms, which would change what "the model" is.
+    chosen = load_recipe(recipe or source.recipe)
+    if chosen.activations.range == "tensor":
+        chosen = chosen.updated(activations={}, outer_bits=None)
+    off = {name: {"enabled": False} for name in ("rotation", "smoothing", "reparameterization")}
+    chosen = chosen.updated(adapter={"kind": "none"}, learned_rounding=(), **off)
     stored = plain.dtype
     make_elastic(cast_parameters(plain, exact or stored).to(where), chosen)
     length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)
-    return Opened(plain, open_tokenizer(model), length, False, stored)
+    return Opened(plain, task, source.open_processor(model, plain.config), length, False, stored)
+
+
+def _refuse_text_options(**given: int | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise InvalidInput(f"{option} {value} is for models of language; this one classifies images: leave it out.")
 
 
 def choose_dtype(name: str, device: Any) -> Any:
@@ -190,8 +234,13 @@ def _all_widths(model: Any) -> "list[Widths]":
     return [Widths(weights=bits) for bits in next(iter(elastic_linears(model).values())).spec.groups.bits]
 
 
-def show(evaluation: "Evaluation", title: str, console: Console) -> None:
+def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Console) -> None:
     """The table for people."""
+    from quept.evaluation import AccuracyEvaluation
+
+    if isinstance(evaluation, AccuracyEvaluation):
+        show_accuracy(evaluation, title, console)
+        return
     rows = [("full", figure(evaluation.full_precision), "-", size(evaluation.full_precision_bytes))]
     rows += [
         (result.precision, figure(result.perplexity), figure(result.baseline), size(result.bytes))
@@ -201,18 +250,24 @@ def show(evaluation: "Evaluation", title: str, console: Console) -> None:
     show_table(console, heading, ("bits", "quept", "rounding", "packed size"), rows)
 
 
-def draw(evaluation: "Evaluation", title: str, path: Path) -> None:
+def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) -> None:
     """The plot, as PNG or HTML by the ending of `path`."""
+    from quept.evaluation import AccuracyEvaluation
     from quept.plots import Curve, Point, write_html, write_png
 
-    points = tuple(
-        Point(result.bits, result.perplexity, result.baseline, result.bytes)
-        for result in evaluation.results
-        if result.perplexity is not None and result.precision == str(result.bits)
-    )
+    if isinstance(evaluation, AccuracyEvaluation):
+        metric = "top-1 error (%)"
+        full_precision, points = error_points(evaluation)
+    else:
+        metric, full_precision = evaluation.metric, evaluation.full_precision
+        points = tuple(
+            Point(result.bits, result.perplexity, result.baseline, result.bytes)
+            for result in evaluation.results
+            if result.perplexity is not None and result.precision == str(result.bits)
+        )
     if not points:
         raise InvalidInput(
             "There is nothing to plot: plots are of calibrated models at plain widths (--bits 2-8). Give an artifact."
         )
-    curve = Curve(title, evaluation.metric, evaluation.full_precision, points, evaluation.full_precision_bytes)
+    curve = Curve(title, metric, full_precision, points, evaluation.full_precision_bytes)
     (write_png if path.suffix == ".png" else write_html)(curve, path)

@@ -1,0 +1,97 @@
+"""Image classifiers on the command line: what `quept evaluate` measures of them, and how it is shown."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from quept.cli.console import bar, clean, show_table, size
+
+if TYPE_CHECKING:
+    from quept.evaluation import AccuracyEvaluation, Comparison
+    from quept.plan import Widths
+    from quept.plots import Point
+
+
+def measure_accuracy(
+    model: Any,
+    processor: Any,
+    data: str,
+    precisions: "Sequence[Widths]",
+    *,
+    calibrated: bool,
+    baseline: bool,
+    stored: Any,
+    limit: int | None,
+    batch_size: int,
+    strict: bool,
+    quiet: bool,
+) -> "AccuracyEvaluation":
+    """Accuracy at each precision, on all images of a source or the first `limit`, with its progress."""
+    from quept.data import load_images
+    from quept.evaluation import evaluate_accuracy
+
+    source = load_images(data, processor, split="test", strict=strict)
+    total = source.count if limit is None or source.count is None else min(limit, source.count)
+    with bar(quiet) as progress:
+        task = progress.add_task("", detail="")
+        evaluation = evaluate_accuracy(
+            model,
+            source.batches(batch_size, limit=limit),
+            precisions if calibrated or baseline else (),
+            calibrated=calibrated,
+            baseline=baseline,
+            stored=stored,
+            total=total,
+            progress=lambda label, done, count: progress.update(task, description=label, completed=done, total=count),
+        )
+        if source.skipped:
+            first = clean(next(iter(source.skipped)))
+            text = f"note: {len(source.skipped)} images could not be read and were left out, {first} for one."
+            progress.console.print(text, highlight=False, markup=False)
+    return evaluation
+
+
+def show_accuracy(evaluation: "AccuracyEvaluation", title: str, console: Console) -> None:
+    """The table for people: accuracies and points lost in percent, with standard errors."""
+    full = evaluation.full_precision
+    error = f"{100 * full.top1:.2f} ± {100 * full.top1_error:.2f}"
+    with_rounding = any(result.baseline is not None for result in evaluation.results)
+    rows = [
+        ("full", error, f"{100 * full.top5:.2f}", "-", *["-"] * with_rounding, size(evaluation.full_precision_bytes))
+    ]
+    for result in evaluation.results:
+        own = result.calibrated
+        cells = ["-", "-", "-"]
+        if own is not None:
+            cells = [f"{100 * own.accuracy.top1:.2f}", f"{100 * own.accuracy.top5:.2f}", _lost(own)]
+        baseline = [_lost(result.baseline)] if with_rounding else []
+        rows.append((result.precision, *cells, *baseline, size(result.bytes)))
+    heading = f"Accuracy of {title} on {evaluation.images:,} images, in percent"
+    columns = ("bits", "top-1", "top-5", "lost", *(["rounding lost"] * with_rounding), "packed size")
+    show_table(console, heading, columns, rows)
+
+
+def error_points(evaluation: "AccuracyEvaluation") -> "tuple[float, tuple[Point, ...]]":
+    """Top-1 error in percent at full precision and at plain widths, for a plot, where lower is better."""
+    from quept.plots import Point
+
+    def error(of: "Comparison") -> float:
+        return 100 * (1 - of.accuracy.top1)
+
+    points = tuple(
+        Point(
+            result.bits,
+            error(result.calibrated),
+            None if result.baseline is None else error(result.baseline),
+            result.bytes,
+        )
+        for result in evaluation.results
+        if result.calibrated is not None and result.precision == str(result.bits)
+    )
+    return 100 * (1 - evaluation.full_precision.top1), points
+
+
+def _lost(of: "Comparison | None") -> str:
+    """Points lost to full precision, with the standard error of the paired difference."""
+    return "-" if of is None else f"{100 * of.lost:.2f} ± {100 * of.lost_error:.2f}"
