@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, PreTrainedTokenizerFast
 
 # Tests run side by side, one to a core; threads of several would only wait for one another.
 torch.set_num_threads(1)
@@ -56,6 +56,46 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Images of 3 x 12 x 12 in patches of 4 x 4; an MLP that no usual group size divides.
+VISION_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 12,
+    "patch_size": 4,
+    "num_labels": 5,
+}
+VISION: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit", VISION_SIZES),
+    "vit-no-bias": ("vit", {**VISION_SIZES, "qkv_bias": False}),
+    "deit": ("deit", {**VISION_SIZES, "architectures": ["DeiTForImageClassification"]}),
+    "deit-distilled": ("deit", {**VISION_SIZES, "architectures": ["DeiTForImageClassificationWithTeacher"]}),
+    # Windows of 2 x 2 patches in 6 x 6, shifted in every second block; then patches merge.
+    "swin": (
+        "swin",
+        {
+            "embed_dim": 16,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 2,
+            "image_size": 12,
+            "patch_size": 2,
+            "mlp_ratio": 1.5,
+            "num_labels": 5,
+        },
+    ),
+    "dinov2": ("dinov2", {**VISION_SIZES, "mlp_ratio": 2}),
+    "dinov2-swiglu": ("dinov2", {**VISION_SIZES, "mlp_ratio": 2, "use_swiglu_ffn": True}),
+    "beit": ("beit", {**VISION_SIZES, "use_relative_position_bias": True}),
+}
+
+
+def build_tiny_classifier(variant: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
+    """A small random image classifier, as `build_tiny_model` makes models of language."""
+    family, settings = VISION[variant]
+    return _randomized(AutoModelForImageClassification, family, {**settings, **overrides}, dtype, seed)
+
 
 def build_tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
     """A small random causal language model of a family, in evaluation mode.
@@ -64,10 +104,14 @@ def build_tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int 
     in would go unnoticed, and so that weights are large enough for their rounding to matter. Buffers stay as they
     are: rotary frequencies are float32 in every checkpoint.
     """
-    config = AutoConfig.for_model(family, **{**FAMILIES[family], **overrides})
+    return _randomized(AutoModelForCausalLM, family, {**FAMILIES[family], **overrides}, dtype, seed)
+
+
+def _randomized(kind: Any, family: str, settings: dict[str, Any], dtype: torch.dtype, seed: int) -> Any:
+    config = AutoConfig.for_model(family, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -80,6 +124,18 @@ def build_tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int 
 def tiny_model() -> Callable[..., Any]:
     """`tiny_model(family, dtype=torch.float32, seed=0, **config overrides)` builds a small random model."""
     return build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier() -> Callable[..., Any]:
+    """`tiny_classifier(variant, dtype=torch.float32, seed=0, **config overrides)` builds a small image classifier."""
+    return build_tiny_classifier
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Images `(16, 3, 12, 12)` for the tiny classifiers."""
+    return torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="session")

@@ -57,13 +57,15 @@ class Values:
 class Site:
     """A per-channel scale may move from `producer` into the input columns of `consumers` (paths in the block).
 
-    `when` says for which configurations this leaves the function unchanged.
+    `when` says for which configurations this leaves the function unchanged. Where `shifts`, so does a constant per
+    channel that moves as well; where zeros are put beside the producer's outputs (padding), it would not.
     """
 
     producer: str
     consumers: tuple[str, ...]
     channels: Features | Values = Features()
     when: Callable[[Any], bool] = lambda config: True
+    shifts: bool = True
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,19 @@ DINOV2 = replace(
     outer=("dinov2.embeddings.patch_embeddings.projection", "classifier"),
 )
 
-# A stage at a time, as the paper does: the blocks of a stage with the merging of patches behind them.
+# A stage at a time, as the paper does: the blocks of a stage with the merging of patches behind them. Behind the first
+# norm of a block, windows that the patches do not fill are padded with zeros.
 SWIN = Architecture(
     model_type="swin",
     blocks="swin.encoder.layers",
     linears=(*(f"blocks.*.{path}" for path in VIT.linears), "downsample.reduction"),
     sites=(
         *(
-            Site(f"blocks.*.{site.producer}", tuple(f"blocks.*.{path}" for path in site.consumers))
+            Site(
+                f"blocks.*.{site.producer}",
+                tuple(f"blocks.*.{path}" for path in site.consumers),
+                shifts=site.producer != "layernorm_before",
+            )
             for site in VIT.sites
         ),
         Site("downsample.norm", ("downsample.reduction",)),

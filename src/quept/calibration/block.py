@@ -50,7 +50,7 @@ class CalibrationBlock:
         self.call, self.device = call.to(device), device
         self.transforms = transforms_of(recipe)
         self.linears = assemble(self.module, place, recipe, self.transforms)
-        self._moved: dict[str, Moved] = {}
+        self.moved: dict[str, Moved] = {}
 
     @property
     def inputs(self) -> list[ElasticInput]:
@@ -76,15 +76,15 @@ class CalibrationBlock:
         """Fold a transform into the weights; see there for `inputs`."""
         for path, moved in transform.fold(self.module, self.place, inputs).items():
             self.linears[path].input_scale.copy_(moved.scale)
-            self._moved[path] = moved
+            self.moved[path] = moved
 
     def multiplied(self, path: str, rows: Tensor) -> Tensor:
         """Rows `(tokens, in)` from in front of a linear before anything was folded, as its weight now meets them."""
         given = self.linears[path].input
         rows = rows if given is None else given.transformed(rows)
-        if path not in self._moved:
+        if path not in self.moved:
             return rows
-        scale, shift = self._moved[path]
+        scale, shift = self.moved[path]
         return (rows if shift is None else rows - shift) / scale
 
     def round_to_stored(self) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,15 @@ class BlockCall:
         return states
 
 
+class _Reached(Exception):
+    """All blocks were called, and what follows is not of interest."""
+
+
 class _Recorder(nn.Module):
     """Stands in for a block: records how it is called and hands the hidden states on, or others in their place.
 
-    `outputs` is how many things the block returns, or 0 where it is the hidden states alone.
+    One that `stops` ends the run of the model by raising `_Reached`: hidden states may not be of the shape that what
+    follows expects. `outputs` is how many things the block returns, or 0 where it is the hidden states alone.
     """
 
     def __init__(self, block: nn.Module, outputs: int) -> None:
@@ -45,13 +51,15 @@ class _Recorder(nn.Module):
         # What the model may read while it loops over blocks: plain attributes, and whether there is a child.
         self.__dict__.update({k: v for k, v in vars(block).items() if k not in vars(self)})
         self.__dict__.update({k: None if v is None else True for k, v in block._modules.items()})
-        self.outputs = outputs
+        self.outputs, self.stops = outputs, False
         self.call: BlockCall | None = None
         self.replacement: Tensor | None = None
         self.hidden: Tensor | None = None
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.call, self.hidden = BlockCall(args, kwargs), hidden
+        if self.stops:
+            raise _Reached
         states = hidden if self.replacement is None else self.replacement
         return (states, *[None] * (self.outputs - 1)) if self.outputs else states
 
@@ -84,13 +92,14 @@ class Entrance:
     def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype) -> None:
         self._base, self._recorders = _without_blocks(model, architecture, model.base_model, dtype)
         self._architecture = architecture
+        self._recorders[-1].stops = True
         # What is in it under the names that it has in the whole model.
         self.part = nn.ModuleDict({model.base_model_prefix: self._base})
 
     @torch.no_grad()
     def hidden_states(self, samples: Tensor) -> Tensor:
         """The first block's input, `(batch, tokens, hidden)`."""
-        with quiet():
+        with quiet(), suppress(_Reached):
             self._base(**self._architecture.arguments(samples))
         hidden = self._recorders[0].hidden
         assert hidden is not None

@@ -44,6 +44,11 @@ class Job:
     provenance: Provenance
 
     @property
+    def config(self) -> Any:
+        """The model's configuration, which names its class even where the model was not loaded from a checkpoint."""
+        return _described(self.model)
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a run to be resumed."""
         return {"recipe": self.recipe.model_dump(mode="json"), **self.provenance.model_dump(mode="json")}
@@ -116,12 +121,19 @@ def _check_matches_config(model: Any, recipe: Recipe) -> None:
     Building it here, without weights, also tells a rank that a layer is too small for before any work is done.
     """
     here = stored_tensors(model).keys()
-    empty = skeleton(copy.deepcopy(model.config), recipe, torch.float32)
+    empty = skeleton(_described(model), recipe, torch.float32)
     if differing := sorted(here ^ (stored_tensors(empty).keys() - learned_names(empty))):
         raise InvalidInput(
             f"The model is not the one that its configuration describes: they differ in "
             f"{differing[0]}. If that is the output head, set config.tie_word_embeddings to what the model does."
         )
+
+
+def _described(model: Any) -> Any:
+    """A copy of the configuration; families with more than one class for a task are told apart by its name."""
+    config = copy.deepcopy(model.config)
+    config.architectures = config.architectures or [type(model).__name__]
+    return config
 
 
 def _stored_dtype(model: Any) -> str:

@@ -69,9 +69,13 @@ def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Ten
 
 def _run_each(block: CalibrationBlock, hidden: Tensor, widths: Sequence[int], bfloat16_bits: Sequence[int]) -> Tensor:
     """Run each sample at its own width: one run per width that occurs."""
-    output = torch.empty_like(hidden)
+    output: Tensor | None = None  # a block may change the shape of what it is given
     for bits in sorted(set(widths)):
         rows = [row for row, width in enumerate(widths) if width == bits]
         with block.multiplying(torch.bfloat16 if bits in bfloat16_bits else None):
-            output[rows] = block.run(hidden[rows], bits)
+            states = block.run(hidden[rows], bits)
+        if output is None:
+            output = states.new_empty(len(hidden), *states.shape[1:])
+        output[rows] = states
+    assert output is not None
     return output

@@ -195,7 +195,8 @@ class _Run:
             if not transform.watches(block.place):
                 block.fold(transform, {})
         if self.workspace.has(stem):
-            self._advance_full_precision(block, full_precision)
+            with block.observed((), 1):  # with the same operations as when the block was trained
+                self._advance_full_precision(block, full_precision)
             tensors, note = self.workspace.read(stem)
             block.load_tensors(tensors)
             self.progress.step(index, steps, float("nan"))
@@ -313,7 +314,7 @@ class _Run:
         """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
         job, folder = self.job, self.workspace.folder
         self._write_rest()
-        job.model.config.save_pretrained(folder)
+        job.config.save_pretrained(folder)
         if getattr(job.model, "generation_config", None) is not None:
             # Not save_pretrained: it refuses settings that many published checkpoints have.
             job.model.generation_config.to_json_file(folder / "generation_config.json")

@@ -2,7 +2,8 @@
 
 Behind a norm, channels differ much in where their values lie and how far they spread. Each is shifted and scaled to the
 range that all have on average; the norm's weight and bias make it so, and the linears that read it undo it: with
-`x = r x' + t`, `W x + b = (W r) x' + (b + W t)`. The shift is left out where a linear has no bias to take it in.
+`x = r x' + t`, `W x + b = (W r) x' + (b + W t)`. The shift is left out where a linear has no bias to
+take it in, or where zeros are put beside what the norm gives.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ class Reparameterize(Transform):
         for site in _norms(place):
             norm: Any = block.get_submodule(site.producer)
             consumers: list[Any] = [block.get_submodule(path) for path in site.consumers]
-            biased = getattr(norm, "bias", None) is not None and all(each.bias is not None for each in consumers)
+            biased = all(getattr(each, "bias", None) is not None for each in (norm, *consumers)) and site.shifts
             scale, shift = common_range(inputs[site.consumers[0]].float(), shifted=biased)
             offset = place.architecture.norm_offset
             norm.weight.copy_((norm.weight + offset) / scale - offset)
