@@ -423,10 +423,8 @@ def test_the_names_of_a_data_sets_classes_decide_if_the_model_knows_them(tmp_pat
 @pytest.mark.parametrize("label", [3, -1, 2**40])
 def test_numbers_that_are_no_classes(tmp_path, label):
     path = write_npz(tmp_path / "a.npz", pictures(2), [0, label])
-    with pytest.raises(
-        InvalidInput, match=rf"'image 1 of a\.npz' .* label {label}, .*3 classes.* 0 to 2 .*'ant', 'bee'"
-    ):
-        labels_of(path, Plain())
+    with pytest.raises(InvalidInput, match=rf"a\.npz' has the label {label}, .*3 classes.* 0 to 2 .*'ant', 'bee'"):
+        load_images(path, Plain())
 
 
 @pytest.mark.parametrize("name", ["dog", "7", "-1", " 1x", "\u0661"])
@@ -434,7 +432,7 @@ def test_names_that_are_no_classes(tmp_path, name):
     label2id = {f"name{number}": number for number in range(7)}
     path = write_npz(tmp_path / "a.npz", pictures(2), [name, "name0"])
     with pytest.raises(InvalidInput, match=r"'name3', 'name4', \.\.\.\. Rename"):
-        labels_of(path, Plain(label2id=label2id, classes=7))
+        load_images(path, Plain(label2id=label2id, classes=7))
 
 
 def test_images_without_labels(tmp_path):
@@ -712,6 +710,12 @@ def test_a_data_set_of_the_hub_is_streamed(hub):
     assert torch.equal(pixels, expected_pixels(pictures(10)[kept]))
     assert labels.tolist() == [[2, 0, 1][at % 3] for at in kept]
     assert list(source.skipped) == ["row 5 of owner/name:small"]
+
+
+def test_a_label_of_the_hub_that_is_no_class_is_told_with_its_image(hub):
+    source = load_images("owner/name", Plain(classes=2, label2id={}))
+    with pytest.raises(InvalidInput, match=r"'row 3 of owner/name' in 'owner/name' has the label 2, .* 2 classes"):
+        everything(source)
 
 
 def test_a_sample_of_the_hub_is_a_function_of_the_seed(hub):

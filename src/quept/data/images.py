@@ -89,7 +89,7 @@ def load_images(
         strict: Raise for an image that cannot be read, instead of leaving it out and counting it.
 
     Raises:
-        InvalidInput: There is no such source, it is not what its name says, it holds no images or labels that the
+        InvalidInput: There is no such source, it is not what its name says, it holds no images, or labels that the
             model does not know, or a package for it is not installed.
     """
     check_pillow(preprocessing.channels)
@@ -111,6 +111,8 @@ class ImageSource:
         self._preprocessing = preprocessing
         self._strict = strict
         self._number = ClassNumbers(preprocessing.classes, preprocessing.label2id, records.classes)
+        for label in sorted(records.known_labels, key=str):
+            self._number(label, f"'{name}'")  # a label that is no class is told now, not after minutes
         self._shape: tuple[int, ...] | None = None
         if preprocessing.size is not None:
             self._shape = (preprocessing.channels, *preprocessing.size)

@@ -47,6 +47,10 @@ class Records(Protocol):
     def classes(self) -> Sequence[str] | None:
         """The names of the classes; by number where the labels are numbers, None if there are no names."""
 
+    @property
+    def known_labels(self) -> frozenset[int | str]:
+        """The labels that are known before anything is read."""
+
     def stream(self) -> Iterator[Record]:
         """All records, in order."""
 
@@ -66,6 +70,11 @@ class IndexedRecords:
     def count(self) -> int:
         """How many there are."""
         return len(self._labels)
+
+    @property
+    def known_labels(self) -> frozenset[int | str]:
+        """All of them."""
+        return frozenset(label for label in self._labels if label is not None)
 
     def stream(self) -> Iterator[Record]:
         """All records, in order."""

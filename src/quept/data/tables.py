@@ -172,6 +172,8 @@ class HubRecords:
     A sample is what `datasets` gives when it shuffles the stream, so its classes are as frequent as in the data set.
     """
 
+    known_labels: frozenset[int | str] = frozenset()
+
     def __init__(self, name: str, split: str) -> None:
         """`split`: one of the data set's parts; for the names in `HUB_IMAGES`, train and test."""
         named = HUB_IMAGES.get(name)
