@@ -1,6 +1,7 @@
 """`quept demo`."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,49 @@ from quept.cli import evaluate as evaluation
 from quept.cli.console import JsonFile, Quiet, bar, check_target, out, write_json
 from quept.errors import InvalidInput, QueptError
 
-TITLE = "built-in model"
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A built-in model, its data, the recipe that is quick enough, and what to try next."""
+
+    title: str
+    model: Path
+    calibration: Path
+    test: Path
+    recipe: str
+    next: str
+
+
+def _known() -> dict[str, Demonstration]:
+    from quept import builtin
+
+    language = Demonstration(
+        title="built-in language model",
+        model=builtin.model_path(),
+        calibration=builtin.calibration_text_path(),
+        test=builtin.test_text_path(),
+        recipe="demo",
+        next="quept generate {artifact} --bits 4 --prompt 'The tailor and the pewter box.'",
+    )
+    vision = Demonstration(
+        title="built-in vision transformer",
+        model=builtin.vision_model_path(),
+        calibration=builtin.calibration_images_path(),
+        test=builtin.test_images_path(),
+        recipe="demo-vision",
+        next="quept evaluate {artifact} --data {test} --bits w4a4,w4a8,w4a16",
+    )
+    return {"language": language, "vision": vision}
 
 
 def demo(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Which built-in model: language, a small Llama with rounded weights, or vision, a small vision "
+            "transformer for handwritten digits with rounded weights and activations."
+        ),
+    ] = "language",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory; an earlier demo in it is replaced.")
     ] = Path("quept-demo"),
@@ -22,42 +62,44 @@ def demo(
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Calibrate the built-in model at 2 to 8 bits, and show what that gains over rounding.
+    """Calibrate a built-in model at 2 to 8 bits, and show what that gains over rounding.
 
     Writes the artifact and a plot of accuracy against bits, as PNG and as a self-contained HTML page. Takes under
     three minutes on two CPU cores.
     """
-    from quept import builtin
     from quept.calibration import calibrate
 
     check_target("--json", json_file)
+    known = _known()
+    if model not in known:
+        raise InvalidInput(f"There is no built-in model {model!r}; choose one of {', '.join(known)}.")
+    chosen = known[model]
     _clear(output)
     artifact = output / "artifact"
     console = out(quiet, json_file)
-    console.print(f"Calibrating the built-in model once for 2 to 8 bits, into {artifact}")
+    console.print(f"Calibrating the {chosen.title} once for 2 to 8 bits, into {artifact}")
     with bar(quiet) as progress:
         report = calibrate(
-            builtin.model_path(),
+            chosen.model,
             artifact,
-            data=builtin.calibration_text_path(),
-            recipe="demo",
+            data=chosen.calibration,
+            recipe=chosen.recipe,
             seed=seed,
             device="cpu",
             progress=calibration.Display(progress),
         )
-    text = builtin.test_text_path()
-    measured = evaluation.measure(str(artifact), str(text), baseline=True, quiet=quiet)
-    evaluation.show(measured, TITLE, console)
+    measured = evaluation.measure(str(artifact), str(chosen.test), baseline=True, quiet=quiet)
+    evaluation.show(measured, chosen.title, console)
     html, png = output / "accuracy.html", output / "accuracy.png"
-    evaluation.draw(measured, TITLE, html)
+    evaluation.draw(measured, chosen.title, html)
     try:
-        evaluation.draw(measured, TITLE, png)
+        evaluation.draw(measured, chosen.title, png)
     except QueptError as error:  # the PNG needs an extra; all else of the demo does not
         console.print(f"note: {error}")
     console.print(
         f"Plots: {html} and {png}\n"
-        f"Next:  quept generate {artifact} --bits 4 --prompt 'The tailor and the pewter box.'\n"
-        f"       quept evaluate {artifact} --data {text} --baseline\n"
+        f"Next:  {chosen.next.format(artifact=artifact, test=chosen.test)}\n"
+        f"       quept evaluate {artifact} --data {chosen.test} --baseline\n"
         f"       quept info {artifact}",
     )
     write_json(json_file, {**measured.to_json(), "calibration": calibration.to_json(report)})

@@ -231,7 +231,8 @@ def _all_widths(model: Any) -> "list[Widths]":
     from quept.plan import Widths
     from quept.precision import elastic_linears
 
-    return [Widths(weights=bits) for bits in next(iter(elastic_linears(model).values())).spec.groups.bits]
+    calibrated = (layer.spec.groups for layer in elastic_linears(model).values() if not layer.spec.fixed)
+    return [Widths(weights=bits) for bits in next(calibrated).bits]
 
 
 def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Console) -> None:

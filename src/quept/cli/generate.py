@@ -36,6 +36,7 @@ def generate(
     import torch
     from transformers import TextStreamer
 
+    from quept.architectures import architecture_of
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
     from quept.generation import KeyValueCache
@@ -52,6 +53,11 @@ def generate(
             "--kv-recent leaves some of what --kv-bits rounds in full precision; give --kv-bits as well."
         )
     model = load(directory, precision, device=device)
+    if architecture_of(model.config.model_type).task != "text-generation":
+        raise InvalidInput(
+            f"{directory} holds a {model.config.model_type} model, which classifies images and generates no text; see "
+            "quept evaluate."
+        )
     tokenizer = open_tokenizer(directory)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if not inputs["input_ids"].numel():

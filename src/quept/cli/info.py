@@ -38,9 +38,10 @@ def info(
         ("full precision", size(full_precision_bytes(model, model.dtype))),
         ("recipe", f"{recipe.name}, groups {' '.join('{' + listed(group) + '}' for group in recipe.groups.groups)}"),
         ("adapters", adapters(recipe)),
-        ("rotation", "QuaRot" if recipe.rotation.enabled else "none"),
+        ("prepared by", preparation(recipe)),
         ("activations", activations(recipe)),
-        ("quantized inputs", inputs(architecture) if recipe.activations.bits else "none"),
+        ("quantized inputs", inputs(architecture, recipe) if recipe.activations.bits else "none"),
+        ("outside the blocks", outer(architecture, recipe)),
         ("learned rounding", f"at {listed(recipe.weight_spec.learned_rounding)} bits"),
         (
             "granularity",
@@ -48,7 +49,7 @@ def info(
         ),
         (
             "calibrated on",
-            f"{recipe.data.samples} x {recipe.data.sequence_length} tokens of {provenance.data}",
+            f"{amount(architecture, recipe)} of {provenance.data}",
         ),
         ("from", provenance.source),
         ("seed", str(provenance.seed)),
@@ -115,13 +116,37 @@ def activations(recipe: "Recipe") -> str:
     settings = recipe.activations
     if not settings.bits:
         return "full precision"
+    if settings.range == "tensor":
+        return f"at {listed(settings.bits)} bits, asymmetric, one learned range per tensor and width"
     shared = "token" if settings.group_size is None else f"{settings.group_size} channels of a token"
     return f"at {listed(settings.bits)} bits, symmetric, one range per {shared}"
 
 
-def inputs(architecture: "Architecture") -> str:
+def inputs(architecture: "Architecture", recipe: "Recipe") -> str:
     """The tensors that are rounded in every block, as the linears that read them."""
-    return "; ".join(" ".join(readers) for readers in architecture.inputs)
+    products = ["queries, keys, probabilities and values of attention"] if recipe.activations.products else []
+    return "; ".join([*(" ".join(readers) for readers in architecture.inputs), *products])
+
+
+def preparation(recipe: "Recipe") -> str:
+    """What was folded into the weights, in words."""
+    named = {"smoothing": "AWQ smoothing", "rotation": "QuaRot rotation", "reparameterization": "reparameterized norms"}
+    return ", ".join(words for name, words in named.items() if getattr(recipe, name).enabled) or "nothing"
+
+
+def outer(architecture: "Architecture", recipe: "Recipe") -> str:
+    """The width of the layers in front of the blocks and behind them, in words."""
+    if not architecture.outer or recipe.outer_bits is None:
+        return "full precision"
+    activated = " weights and inputs" if recipe.activations.bits else " weights"
+    return f"{recipe.outer_bits}-bit{activated} in {' '.join(architecture.outer)}"
+
+
+def amount(architecture: "Architecture", recipe: "Recipe") -> str:
+    """How much data was used, in words."""
+    if architecture.task == "image-classification":
+        return f"{recipe.data.samples} images"
+    return f"{recipe.data.samples} x {recipe.data.sequence_length} tokens"
 
 
 def adapters(recipe: "Recipe") -> str:
