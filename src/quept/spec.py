@@ -131,7 +131,8 @@ class Activations(Value):
     every token and clipped to a share that is learned per width; `group_size` inputs of a token share a range, or all
     of them where it is None. With that of a `"tensor"` they are rounded asymmetrically on a range that is learned per
     width and stays, and where `products` is set, so are both operands of attention's two products; `start` says where
-    such ranges begin (RepQ-ViT: the best of a few percentiles).
+    such ranges begin (RepQ-ViT: the best of a few percentiles). Attention's probabilities may have a logarithmic grid
+    instead of a uniform one, where `softmax` says so (AdaLog).
     """
 
     bits: tuple[Width, ...] = ()
@@ -139,6 +140,7 @@ class Activations(Value):
     group_size: Annotated[int, Field(ge=1)] | None = None
     products: bool = False
     start: RangeStart = "percentile"
+    softmax: Literal["uniform", "log"] = "uniform"
 
     @field_validator("bits", mode="before")
     @classmethod

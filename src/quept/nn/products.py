@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quept.nn.quantizers import Quantizer, quantizer
+from quept.nn.quantizers import LogQuantizer, Quantizer, quantizer
 from quept.spec import Activations
 
 
@@ -21,7 +21,8 @@ class AttentionProducts(nn.Module):
         self.path, self.spec = path, spec
         self.bits: int | None = None
         self.queries, self.keys = quantizer(spec, device), quantizer(spec, device)
-        self.probabilities, self.values = quantizer(spec, device), quantizer(spec, device)
+        self.probabilities = LogQuantizer(spec, device) if spec.softmax == "log" else quantizer(spec, device)
+        self.values = quantizer(spec, device)
         self._seeing = False
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from quept.numerics import activations, affine
+from quept.numerics import activations, affine, logarithmic
 from quept.spec import Activations
 
 CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole
@@ -29,7 +29,12 @@ class TensorGrid(NamedTuple):
     highest: Tensor
 
 
-Grid = TokenGrid | TensorGrid
+class LogGrid(NamedTuple):
+    """Scale, levels to a halving, and highest code of a logarithmic grid, all scalars."""
+
+    scale: Tensor
+    density: Tensor
+    highest: Tensor
 
 
 class Quantizer(nn.Module):
@@ -143,34 +148,18 @@ class TokenQuantizer(Quantizer):
         self.clipping[str(bits)].fill_(torch.logit(torch.tensor(share), eps=1e-6).clamp_max(CLIPPING_START))
 
 
-class TensorQuantizer(Quantizer):
-    """Asymmetric, on one range for all values of a tensor.
+class _SeeingQuantizer(Quantizer):
+    """One whose ranges stay, so that they start from values that were seen.
 
-    Parameters: `extent.<bits>`, the logarithms of how far the range goes below and above zero, `(2,)`, float32, so that
-    a learning rate means the same share of every range. `extremes` are the lowest and highest values seen, `(2,)`.
+    `extremes` are the lowest and highest of these, `(2,)`.
     """
 
-    parameters_name = "extent"
     extremes: Tensor
 
     def __init__(self, spec: Activations, device: torch.device) -> None:
         super().__init__(spec)
-        self.extent = _parameters(spec, torch.zeros(2, device=device))
         self.register_buffer("extremes", torch.zeros(2, device=device))
         self._seen: list[Tensor] | None = None
-
-    def grid(self, bits: int) -> TensorGrid:
-        """On the learned range."""
-        below, above = self.extent[str(bits)].exp()
-        return _tensor_grid(below, above, bits)
-
-    def whole_grid(self, bits: int) -> TensorGrid:
-        """From the lowest value seen to the highest."""
-        return _tensor_grid(-self.extremes[0], self.extremes[1], bits)
-
-    def round(self, values: Tensor, grid: TensorGrid) -> Tensor:
-        """`values` of any shape; the result has their dtype."""
-        return activations.fake_quantize_tensor(values, grid.scale, grid.zero_point, grid.highest)
 
     def start_seeing(self) -> None:
         """From now on values count, until ranges are placed."""
@@ -199,6 +188,37 @@ class TensorQuantizer(Quantizer):
         flat = torch.cat(self._seen)
         return flat[:: max(1, flat.numel() // SAMPLE)]
 
+    def learned(self) -> dict[str, Tensor]:
+        """The ranges, and the extremes."""
+        return {**super().learned(), "extremes": self.extremes}
+
+
+class TensorQuantizer(_SeeingQuantizer):
+    """Asymmetric, on one range for all values of a tensor.
+
+    Parameters: `extent.<bits>`, the logarithms of how far the range goes below and above zero, `(2,)`, float32, so that
+    a learning rate means the same share of every range.
+    """
+
+    parameters_name = "extent"
+
+    def __init__(self, spec: Activations, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self.extent = _parameters(spec, torch.zeros(2, device=device))
+
+    def grid(self, bits: int) -> TensorGrid:
+        """On the learned range."""
+        below, above = self.extent[str(bits)].exp()
+        return _tensor_grid(below, above, bits)
+
+    def whole_grid(self, bits: int) -> TensorGrid:
+        """From the lowest value seen to the highest."""
+        return _tensor_grid(-self.extremes[0], self.extremes[1], bits)
+
+    def round(self, values: Tensor, grid: TensorGrid) -> Tensor:
+        """`values` of any shape; the result has their dtype."""
+        return activations.fake_quantize_tensor(values, *grid)
+
     @torch.no_grad()
     def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
         """Start at the extremes, or at the percentiles or the shares of them that round best."""
@@ -207,9 +227,39 @@ class TensorQuantizer(Quantizer):
         least = NARROWEST * max(below, above, 1e-30)
         self.extent[str(bits)].copy_(torch.tensor([max(below, least), max(above, least)]).log())
 
-    def learned(self) -> dict[str, Tensor]:
-        """The ranges, and the extremes."""
-        return {**super().learned(), "extremes": self.extremes}
+
+class LogQuantizer(_SeeingQuantizer):
+    """Logarithmic, for values from zero to one.
+
+    Parameters: `levels.<bits>`, the logarithms of scale and density, `(2,)`, float32; see `quept.numerics.logarithmic`.
+    """
+
+    parameters_name = "levels"
+
+    def __init__(self, spec: Activations, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self.levels = _parameters(spec, torch.zeros(2, device=device))
+
+    def grid(self, bits: int) -> LogGrid:
+        """The learned grid."""
+        scale, density = self.levels[str(bits)].exp()
+        return LogGrid(scale, density, scale.new_tensor(float(2**bits - 1)))
+
+    def whole_grid(self, bits: int) -> TensorGrid:
+        """Uniform, up to the highest value seen: the baseline is no logarithm."""
+        return _tensor_grid(-self.extremes[0], self.extremes[1], bits)
+
+    def round(self, values: Tensor, grid: LogGrid | TensorGrid) -> Tensor:
+        """`values` of any shape; the result has their dtype."""
+        if isinstance(grid, TensorGrid):
+            return activations.fake_quantize_tensor(values, *grid)
+        return logarithmic.fake_quantize(values, *grid)
+
+    @torch.no_grad()
+    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
+        """Start at the scale and density that round what was seen best."""
+        chosen = logarithmic.best_grid(self.sample() if sample is None else sample, bits)
+        self.levels[str(bits)].copy_(torch.tensor(chosen).log())
 
 
 def quantizer(spec: Activations, device: torch.device) -> Quantizer:
