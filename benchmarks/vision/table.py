@@ -53,6 +53,7 @@ def rows() -> dict[str, Recipe]:
         "vision (paper)": quept.load_recipe("vision"),
         "vision-best": best,
         "vision-best, not reparameterized": best.updated(reparameterization={"enabled": False}),
+        "vision-best, uniform probabilities": best.updated(activations=best.activations.updated(softmax="uniform")),
         "vision-weights": quept.load_recipe("vision-weights"),
         "paper, 5 epochs": ablation(),
         "paper, 5 epochs, shared adapter": ablation(adapter={"kind": "shared"}),
