@@ -1,0 +1,176 @@
+"""Quantizers of whole tensors: where ranges start, what they learn, how they are stored."""
+
+import pytest
+import torch
+from torch import nn
+
+from quept.nn import learned_names, stored_tensors
+from quept.nn.products import AttentionProducts
+from quept.nn.quantizers import LogQuantizer, TensorQuantizer, TokenQuantizer, quantizer
+from quept.numerics.activations import best_extent, fake_quantize_tensor
+from quept.numerics.affine import round_straight_through
+from quept.spec import Activations
+
+CPU = torch.device("cpu")
+TENSOR = Activations(bits=(2, 4, 8), range="tensor", products=True)
+
+
+def values(rows=200, seed=0):
+    """Skewed, with a few outliers."""
+    drawn = torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.nn.functional.gelu(drawn * 2)
+    drawn[0, 0] = 60.0
+    return drawn
+
+
+def placed(start, spec=TENSOR):
+    made = TensorQuantizer(spec, CPU)
+    made.start_seeing()
+    made.see(values())
+    for bits in spec.bits:
+        made.place(bits, None, None, start)
+    return made
+
+
+@torch.no_grad()
+def error(made, bits):
+    return float((made(values(), bits) - values()).square().sum())
+
+
+def test_min_max_rounds_every_value_by_half_a_step_at_most():
+    made = placed("min-max")
+    for bits in (2, 4, 8):
+        scale, zero_point, highest = made.grid(bits)
+        assert (made(values(), bits) - values()).abs().max() <= scale * 0.5001
+        assert zero_point == zero_point.round()
+        assert highest == 2**bits - 1
+        assert len(made(values(), bits).unique()) <= 2**bits
+    assert torch.equal(made.extremes, torch.stack(values().aminmax()))
+
+
+def test_searched_ranges_round_better_than_percentiles_and_these_than_extremes():
+    for bits in (2, 4):
+        found = [error(placed(start), bits) for start in ("min-max", "percentile", "search")]
+        assert found[2] <= found[1] <= found[0]
+        assert found[2] < found[0]
+
+
+def test_importance_weighs_the_channels():
+    sample = values()
+    sample[:, 3] *= 10
+    heavy = torch.ones(16)
+    heavy[3] = 100.0
+    extremes = torch.stack(sample.aminmax())
+    for_all = best_extent(sample, torch.ones(16), 4, extremes, "search")
+    for_one = best_extent(sample, heavy, 4, extremes, "search")
+    assert sum(for_one) > sum(for_all)
+
+
+@pytest.mark.parametrize("sample", [torch.zeros(50, 4), -torch.ones(50, 4), torch.ones(50, 4) * 1e-30])
+@pytest.mark.parametrize("start", ["min-max", "percentile", "search"])
+def test_constant_tensors_have_ranges(sample, start):
+    made = TensorQuantizer(TENSOR, CPU)
+    made.cover(sample)
+    made.place(4, sample, None, start)
+    rounded = made(sample, 4)
+    assert torch.isfinite(rounded).all()
+    torch.testing.assert_close(rounded, sample, rtol=0.1, atol=1e-6)
+
+
+def test_gradients_are_those_of_the_definition():
+    scale, zero_point, highest = torch.tensor(0.3), torch.tensor(2.0), torch.tensor(7.0)
+    weights = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+
+    def by_autograd(x, s, z):
+        # As `clamp` does: a value that rounds to the last code is in range.
+        return ((round_straight_through(x / s) + z).clamp(0.0, 7.0) - z) * s
+
+    gradients = []
+    for function in (by_autograd, lambda x, s, z: fake_quantize_tensor(x, s, z, highest)):
+        inputs = [each.clone().requires_grad_(True) for each in (values(), scale, zero_point)]
+        gradients.append(torch.autograd.grad((function(*inputs) * weights).sum(), inputs))
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_ranges_learn():
+    made = placed("min-max")
+    parameter = made.trained()["2"].requires_grad_(True)
+    optimizer = torch.optim.Adam([parameter], lr=0.05)
+    before = error(made, 2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (made(values(), 2) - values()).square().mean().backward()
+        optimizer.step()
+    assert error(made, 2) < before / 2
+
+
+def test_the_baseline_is_the_whole_range_whatever_was_learned():
+    made = placed("search")
+    torch.testing.assert_close(made.round(values(), made.whole_grid(4)), placed("min-max")(values(), 4))
+    uniform = LogQuantizer(TENSOR, CPU)
+    uniform.start_seeing()
+    shares = values().softmax(-1)
+    uniform.see(shares)
+    uniform.place(4, None, None, "search")
+    levels = uniform.round(shares, uniform.whole_grid(4)).unique()
+    torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(len(levels) - 1), rtol=1, atol=1e-3)
+
+
+def test_an_override_counts_for_every_width():
+    made = placed("search")
+    made.override = made.grid(2)
+    assert made(values(), 8).equal(made(values(), 2))
+    assert made(values(), None).equal(made(values(), 2))
+    made.override = None
+    assert made(values(), None).equal(values())
+
+
+@pytest.mark.parametrize("kind", [TensorQuantizer, LogQuantizer, TokenQuantizer])
+def test_what_is_learned_stays_in_float32_and_is_stored(kind):
+    holder = nn.Module()
+    holder.quantizer = kind(TENSOR, CPU)
+    assert {f"quantizer.{name}" for name in holder.quantizer.learned()} == learned_names(holder)
+    assert learned_names(holder) == set(stored_tensors(holder))
+    holder.to(torch.bfloat16)
+    assert {tensor.dtype for tensor in holder.state_dict().values()} == {torch.float32}
+
+
+def test_settings_choose_the_kind():
+    assert isinstance(quantizer(TENSOR, CPU), TensorQuantizer)
+    assert isinstance(quantizer(Activations(bits=(4,)), CPU), TokenQuantizer)
+    assert isinstance(AttentionProducts("a", TENSOR, CPU).probabilities, TensorQuantizer)
+    assert isinstance(AttentionProducts("a", TENSOR.updated(softmax="log"), CPU).probabilities, LogQuantizer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", [None, "added", "boolean"])
+def test_attention_without_rounding_is_attention(mask):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    masks = {"added": torch.randn(2, 1, 7, 7, generator=generator), "boolean": torch.ones(7, 7).tril().bool()}
+    products = AttentionProducts("a", TENSOR, CPU)
+    given = None if mask is None else masks[mask]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, given, scale=0.3)
+    torch.testing.assert_close(products(query, key, value, given, 0.3), expected.transpose(1, 2))
+
+
+@torch.no_grad()
+def test_attention_rounds_all_four_operands():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    products = AttentionProducts("a", TENSOR, CPU)
+    assert not products.are_rounded
+    with products.seen():
+        assert products.are_rounded
+        products(query, key, value, None, 0.3)
+    for each in products.quantizers():
+        each.place(2, None, None, "search")
+    products.bits = 2
+    rounded = products(query, key, value, None, 0.3)
+    scores = products.queries(query, 2) @ products.keys(key, 2).transpose(-1, -2) * 0.3
+    expected = products.probabilities(scores.softmax(-1), 2) @ products.values(value, 2)
+    torch.testing.assert_close(rounded, expected.transpose(1, 2))
+    for each in products.quantizers():
+        each.override = each.whole_grid(8)
+    assert not products(query, key, value, None, 0.3).equal(rounded)
