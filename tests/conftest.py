@@ -1,6 +1,7 @@
 """Tiny random models of every family, and what to feed them; nothing is read from the network."""
 
 import string
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -151,3 +152,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def run(*arguments: object) -> int:
+    """Run a command of quept; its exit code."""
+    from quept.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["quept", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+    return 0

@@ -1,14 +1,13 @@
 """The command line, as a user meets it: results, JSON, and one paragraph for every mistake."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run
 
 import quept
-from quept.cli import main
 from quept.storage.manifest import record_files
 
 
@@ -26,17 +25,6 @@ def workplace(tmp_path_factory, tiny_model, tiny_tokenizer):
 
 
 SMALL = ("--samples", "4", "--sequence-length", "16", "--rank", "2", "--epochs", "1", "--quiet")
-
-
-def run(*arguments: object) -> int:
-    """Run a command; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["quept", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-    return 0
 
 
 def test_evaluate_writes_the_documented_json(workplace, tmp_path):

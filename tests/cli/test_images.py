@@ -2,28 +2,16 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
+from conftest import run
 from PIL import Image
 
 import quept
-from quept.cli import main
 from quept.precision import attention_products
 
 SMALL = ("--samples", "12", "--epochs", "1", "--batch-size", "6", "--quiet")
-
-
-def run(*arguments: object) -> int:
-    """Run a command; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["quept", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
