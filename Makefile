@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BUILT := pyproject.toml $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
 
 .PHONY: demo test check clean
 
@@ -19,13 +20,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(VENV)/.demo: pyproject.toml
+$(VENV)/.demo: $(BUILT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[plots]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: $(BUILT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.numerics import activations
+from quept.numerics.hadamard import Rotation
 from quept.numerics.integer import Tokens, quantize_tokens
 from quept.spec import Activations
 
@@ -66,7 +67,10 @@ class ElasticInput(nn.Module):
         """The same as integers, for a product of integers."""
 
         def quantized() -> Tokens:
-            return quantize_tokens(self.transformed(hidden), self.grid(bits).share, bits)
+            share = self.grid(bits).share
+            if isinstance(self.transform, Rotation):
+                return quantize_tokens(hidden, share, bits, self.transform)
+            return quantize_tokens(self.transformed(hidden), share, bits)
 
         return self._once(hidden, ("codes", bits), reader, quantized)
 
