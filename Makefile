@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILT := pyproject.toml $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
 
-.PHONY: demo test check clean
+.PHONY: demo test check sanitize clean
 
 # Installs quept and runs its main job on the built-in model.
 demo: $(VENV)/.demo
@@ -20,6 +20,10 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The kernels' tests with every access to memory checked.
+sanitize: $(VENV)/.dev
+	scripts/sanitize.sh
+
 $(VENV)/.demo: $(BUILT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -33,4 +37,4 @@ $(VENV)/.dev: $(BUILT)
 	touch $@
 
 clean:
-	rm -rf $(VENV) quept-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) quept-demo build .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ enum class Type : int { float32 = 0, bfloat16 = 1 };
 struct Factor {
     // For output i and inputs 4g to 4g + 3: the sum of these, up to its sign, is one of eight.
     struct Term {
-        int32_t which;
+        uint32_t which;
         float sign;
     };
     ptrdiff_t order;

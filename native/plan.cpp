@@ -13,9 +13,9 @@ void require(bool holds, const char *what) {
 // Which of the sums of four inputs, as `sums_of_four` numbers them, and its sign.
 Factor::Term term_of(const int8_t *signs) {
     const bool flip = signs[0] < 0;
-    int which = 0;
+    uint32_t which = 0;
     for (int input = 1; input < 4; ++input)
-        if ((signs[input] < 0) != flip) which |= 1 << (input - 1);
+        if ((signs[input] < 0) != flip) which |= 1u << (input - 1);
     return {which, flip ? -1.0f : 1.0f};
 }
 

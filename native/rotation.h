@@ -44,20 +44,23 @@ INLINE Floats butterflies(Floats value, ptrdiff_t power) {
     return value;
 }
 
-// Sylvester's matrix of `power` along the last axis; `row` has room up to the next whole vector.
-INLINE void walsh_hadamard(float *row, ptrdiff_t size, ptrdiff_t power) {
+// `scale` times Sylvester's matrix of `power` along the last axis; `row` has room up to the next whole vector.
+template <typename T>
+INLINE void walsh_hadamard(const T *from, float scale, float *row, ptrdiff_t size, ptrdiff_t power) {
+    ptrdiff_t done = 0;
     if (power >= 4 * LANES) {
-        for (float *at = row; at < row + size; at += 4 * LANES) {
-            const Floats a = butterflies(load(at), LANES), b = butterflies(load(at + LANES), LANES);
-            const Floats c = butterflies(load(at + 2 * LANES), LANES), d = butterflies(load(at + 3 * LANES), LANES);
-            const Floats e = a + b, f = a - b, g = c + d, h = c - d;
-            store(at, e + g);
-            store(at + LANES, f + h);
-            store(at + 2 * LANES, e - g);
-            store(at + 3 * LANES, f - h);
+        for (; done < size; done += 4 * LANES) {
+            Floats x[4];
+            for (int i = 0; i < 4; ++i) x[i] = butterflies(load(from + done + i * LANES) * scale, LANES);
+            const Floats e = x[0] + x[1], f = x[0] - x[1], g = x[2] + x[3], h = x[2] - x[3];
+            store(row + done, e + g);
+            store(row + done + LANES, f + h);
+            store(row + done + 2 * LANES, e - g);
+            store(row + done + 3 * LANES, f - h);
         }
-    } else if (power > 1) {
-        for (float *at = row; at < row + size; at += LANES) store(at, butterflies(load(at), power));
+    } else {
+        for (; done + LANES <= size; done += LANES) store(row + done, butterflies(load(from + done) * scale, power));
+        if (done < size) store(row + done, butterflies(load_first(from + done, size - done) * scale, power));
     }
     ptrdiff_t distance = power >= 4 * LANES ? 4 * LANES : LANES;
     for (; 2 * distance < power; distance *= 4)
@@ -159,9 +162,10 @@ INLINE void multiply(const Factor &factor, const float *from, float *to, float *
         multiply_columns<1>(factor, from + column, to + column, factor.after - column, scratch);
 }
 
-// A part of a row, `one` and `other` of its size and one vector more; where the result is.
-INLINE float *rotate_part(const Part &part, float *one, float *other, float *scratch) {
-    walsh_hadamard(one, part.order, part.power);
+// A part of a row; where the result is, in `one` or `other`, each of its size and up to a vector more.
+template <typename T>
+INLINE float *rotate_part(const Part &part, const T *from, float *one, float *other, float *scratch) {
+    walsh_hadamard(from, part.scale, one, part.order, part.power);
     for (ptrdiff_t index = 0; index < part.count; ++index) {
         const Factor &factor = part.factors[index];
         const ptrdiff_t size = factor.order * factor.after;
@@ -171,13 +175,6 @@ INLINE float *rotate_part(const Part &part, float *one, float *other, float *scr
         one = result;
     }
     return one;
-}
-
-template <typename T>
-INLINE void load_scaled(const T *from, ptrdiff_t size, float scale, float *to) {
-    ptrdiff_t at = 0;
-    for (; at + LANES <= size; at += LANES) store(to + at, load(from + at) * scale);
-    if (at < size) store(to + at, load_first(from + at, size - at) * scale);
 }
 
 template <typename T>
@@ -205,8 +202,8 @@ void rotate_rows(const Rows &from, const Rotated &to, ptrdiff_t first, ptrdiff_t
         ptrdiff_t start = 0;
         for (ptrdiff_t which = 0; which < to.count; ++which) {
             const Part &part = to.parts[which];
-            load_scaled(values + index * from.stride + start, part.order, part.scale, one);
-            const float *rotated = rotate_part(part, one, other, rest);
+            const T *read = values + index * from.stride + start;
+            const float *rotated = rotate_part(part, read, one, other, rest);
             if (to.values)
                 store_row(rotated, part.order, static_cast<T *>(to.values) + index * from.width + start);
             else

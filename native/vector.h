@@ -40,7 +40,7 @@ INLINE To bits_of(From value) {
     return result;
 }
 
-INLINE Floats all(float value) { return Floats{} + value; }
+INLINE Floats all(float value) { return value - Floats{}; }  // exactly the value, whatever its sign
 
 INLINE Floats load(const float *from) {
     Floats result;
@@ -50,11 +50,33 @@ INLINE Floats load(const float *from) {
 
 INLINE void store(float *to, Floats value) { std::memcpy(to, &value, sizeof(value)); }
 
+// Compilers make several steps of these conversions where the processor has one.
+INLINE Words widened(Halves halves) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#elif defined(__AVX2__)
+    return (Words)_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+    return __builtin_convertvector(halves, Words);
+#endif
+}
+
+INLINE Halves upper_halves(Words words) {
+#if defined(__AVX512F__)
+    return (Halves)_mm512_cvtepi32_epi16((__m512i)(words >> 16));
+#elif defined(__AVX2__)
+    const __m256i low = (__m256i)(words >> 16);
+    return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+#else
+    return __builtin_convertvector(words >> 16, Halves);
+#endif
+}
+
 // bfloat16, as the upper half of a float32.
 INLINE Floats load(const uint16_t *from) {
     Halves halves;
     std::memcpy(&halves, from, sizeof(halves));
-    return bits_of<Floats>(__builtin_convertvector(halves, Words) << 16);
+    return bits_of<Floats>(widened(halves) << 16);
 }
 
 // The bits of the nearest bfloat16 in the upper half, ties to even; NaN stays NaN.
@@ -66,7 +88,7 @@ INLINE Words rounded_to_bfloat16(Floats value) {
 }
 
 INLINE void store(uint16_t *to, Floats value) {
-    const Halves halves = __builtin_convertvector(rounded_to_bfloat16(value) >> 16, Halves);
+    const Halves halves = upper_halves(rounded_to_bfloat16(value));
     std::memcpy(to, &halves, sizeof(halves));
 }
 

@@ -176,13 +176,17 @@ def integer_linear(
     sums = tokens.scale if weight.shift is None else tokens.sums  # without a shift they are not read
     # Where nothing is to be taken from it, the product may be rounded at once: one pass less over wide results.
     first = dtype if weight.shift is None else torch.float32
-    parts = [
-        _finished(_product(codes, weight, first), scale, summed, weight.shift, bias, dtype)
-        for codes, scale, summed in zip(
-            *(torch.split(each, size) for each in (tokens.codes, tokens.scale, sums)), strict=True
+
+    def multiplied(codes: Tensor, scale: Tensor, sums: Tensor) -> Tensor:
+        return _finished(_product(codes, weight, first), scale, sums, weight.shift, bias, dtype)
+
+    each = tokens.codes, tokens.scale, sums
+    if len(tokens.codes) <= size:
+        result = multiplied(*each)
+    else:
+        result = torch.cat(
+            [multiplied(*part) for part in zip(*(torch.split(whole, size) for whole in each), strict=True)]
         )
-    ]
-    result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result.reshape(*tokens.leading, weight.shape[0])
 
 

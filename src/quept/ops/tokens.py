@@ -49,12 +49,10 @@ def finish_rows(
     `(tokens, 1)`, `shift` `(1, out)` and `bias` `(out,)`.
     """
     tokens, width = product.shape
-    vectors = [None if each is None else each.to(torch.float32).contiguous() for each in (scale, sums, shift, bias)]
-    sizes = (tokens, tokens, width, width)
-    if any(each is not None and each.numel() != size for each, size in zip(vectors, sizes, strict=True)):
-        raise ValueError(f"scales, sums, shift and bias do not fit a product of {tokens} tokens and {width} channels")
     if not product.is_contiguous() or (shift is not None and sums is None):
         raise ValueError("a product is finished where it is contiguous, and shifted by the sums of its tokens")
+    given = (scale, tokens), (sums, tokens), (shift, width), (bias, width)
+    vectors = [None if vector is None else _vector(vector, size) for vector, size in given]
     result = product if product.dtype == dtype else torch.empty_like(product, dtype=dtype)
     if product.numel():
         pointers = [0 if each is None else each.data_ptr() for each in vectors]
@@ -65,6 +63,16 @@ def finish_rows(
             torch.get_num_threads(),
         )
     return result
+
+
+def _vector(values: Tensor, size: int) -> Tensor:
+    if values.numel() != size:
+        raise ValueError(
+            f"{values.numel()} scales, sums, shifts or biases do not fit a product that has {size} of them"
+        )
+    if values.dtype == torch.float32 and values.is_contiguous():
+        return values
+    return values.to(torch.float32).contiguous()
 
 
 def results_for(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
