@@ -78,9 +78,9 @@ def _quantize(x: Tensor, share: Tensor, bits: int, orders: tuple[int, ...]) -> t
     highest = 2 ** (bits - 1) - 1
     if takes(x):
         if not orders:
-            return quantize_rows(x, float(share), highest)
+            return quantize_rows(x, share.item(), highest)
         if plan := hadamard.plan(orders):
-            return rotate_and_quantize(x, plan, float(share), highest)
+            return rotate_and_quantize(x, plan, share.item(), highest)
     if orders:
         return _quantize(hadamard.Rotation(orders)(x), share, bits, ())
     rows = x.reshape(-1, x.shape[-1])

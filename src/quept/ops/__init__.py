@@ -7,12 +7,13 @@ A kernel is called directly: checking a tensor and passing its address takes a f
 `avx2`, `avx512`) that path; otherwise the widest that the processor has is taken. `python -m quept.ops` says what runs.
 """
 
-from quept.ops.extension import ENVIRONMENT, absence, available, describe, paths, using
+from quept.ops.extension import ENVIRONMENT, REVISION, absence, available, describe, paths, using
 from quept.ops.rotation import Plan, rotate_and_quantize, rotate_rows
 from quept.ops.tokens import finish_rows, quantize_rows, takes
 
 __all__ = [
     "ENVIRONMENT",
+    "REVISION",
     "Plan",
     "absence",
     "available",

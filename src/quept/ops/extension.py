@@ -14,6 +14,7 @@ import torch
 from quept.errors import InvalidInput
 
 ENVIRONMENT = "QUEPT_NATIVE"
+REVISION = "1"  # of what the kernels compute: another one may round otherwise
 OFF = ("0", "off", "false", "no")
 ON = ("", "1", "on", "true", "yes")
 
