@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BUILT := pyproject.toml $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
 
-.PHONY: demo test check clean
+.PHONY: demo test check sanitize clean
 
 # Installs quept and runs its main job on the built-in model.
 demo: $(VENV)/.demo
@@ -19,17 +20,21 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(VENV)/.demo: pyproject.toml
+# The kernels' tests with every access to memory checked.
+sanitize: $(VENV)/.dev
+	scripts/sanitize.sh
+
+$(VENV)/.demo: $(BUILT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[plots]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: $(BUILT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) quept-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) quept-demo build .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,15 @@
 """Linears with quantized weights and activations in integers, against the same in bfloat16.
 
-    python benchmarks/integer.py                   single linears, and whole LLaMA blocks with a prefill of 512 tokens
+    python benchmarks/integer.py                   whole LLaMA blocks with a prefill of 512 tokens, the passes around
+                                                   their products, and single linears
     python benchmarks/integer.py --repeats 50 --json FILE
     OMP_NUM_THREADS=1 python benchmarks/integer.py         where other work keeps the cores busy
 
 Everything that is compared runs in turns, so that whatever else the machine does meets all alike. A ratio is bfloat16's
 time by the integers', so above one is faster; times are medians with the quartiles, and include quantizing the
 activation, the product, and scaling its result. The blocks are transformers' own, in bfloat16 outside the linears;
-query, key and value share one quantized activation, and so do gate and up.
+query, key and value share one quantized activation, and so do gate and up. "(torch)" is the same without quept's
+kernels, by PyTorch's operations.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from quept import ops
 from quept.numerics import affine, integer
 from quept.numerics.hadamard import Rotation
 
@@ -37,6 +40,7 @@ TOKENS = (1, 16, 64, 128, 512, 2048)
 # Hidden and intermediate size.
 BLOCKS = ((1024, 2816), (1024, 4096), (2048, 5632))
 HEADS, PREFILL = 16, 512
+WIDTHS = (1024, 2816, 4096, 5632, 11008)  # of the passes around a product
 SHARE = torch.tensor(0.95)
 
 
@@ -51,8 +55,7 @@ class Shared:
     def __call__(self, x: Tensor) -> integer.Tokens:
         if self.tokens is None or x is not self.source:
             self.source = x
-            x = x if self.rotation is None else self.rotation(x)
-            self.tokens = integer.quantize_tokens(x, SHARE, 8)
+            self.tokens = integer.quantize_tokens(x, SHARE, 8, self.rotation)
         return self.tokens
 
     def forget(self, *_: Any) -> None:
@@ -134,6 +137,33 @@ def linears(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def without_kernels(run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    with ops.using(None):
+        return run(*arguments, **named)
+
+
+def passes(repeats: int) -> list[dict[str, Any]]:
+    """What stands around the products, by PyTorch's operations and by the kernels."""
+    rows = []
+    for width in WIDTHS:
+        x, rotation = torch.randn(PREFILL, width).bfloat16(), Rotation.of(width)
+        tokens = integer.quantize_tokens(x, SHARE, 8)
+        wide = torch.randn(1, width)
+        runs: dict[str, Callable[[], Any]] = {
+            "quantize": partial(integer.quantize_tokens, x, SHARE, 8),
+            "rotate": partial(rotation, x),
+            "rotate and quantize": partial(integer.quantize_tokens, x, SHARE, 8, rotation),
+            "scale": partial(integer._finished, x.clone(), tokens.scale, tokens.scale, None, None, x.dtype),
+            "shift and scale": partial(
+                integer._finished, x.float(), tokens.scale, tokens.sums, wide, None, torch.bfloat16
+            ),
+        }
+        for name, run in runs.items():
+            compared = {"torch": partial(without_kernels, run), "kernel": run}
+            rows.append({"what": f"{name}, {PREFILL} x {width}", "times": measure(compared, repeats)})
+    return rows
+
+
 def blocks(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for hidden, intermediate in BLOCKS:
@@ -151,6 +181,7 @@ def blocks(repeats: int) -> list[dict[str, Any]]:
         for rotated, rotation in (("", None), (", rotated", Rotation.of(intermediate))):
             variants[f"int8{rotated}"] = in_integers(block, rotation)
         runs = {name: partial(run, x, position_embeddings=positions) for name, run in variants.items()}
+        runs |= {f"{name} (torch)": partial(without_kernels, run) for name, run in runs.items() if name != "bf16"}
         exact = runs["bf16"]().float()
         errors = {name: float((run().float() - exact).norm() / (exact - x).norm()) for name, run in runs.items()}
         what = f"block of {hidden} and {intermediate}, {PREFILL} tokens"
@@ -165,12 +196,13 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
     for name in names:
         table.add_column(f"{name}, ms", justify="right")
     for name in names[1:]:
-        table.add_column(f"bf16 / {name}", justify="right")
+        table.add_column(f"{names[0]} / {name}", justify="right")
     for row in rows:
         times = row["times"]
         cells = [f"{times[n]['median']:.3f} ({times[n]['low']:.3f} to {times[n]['high']:.3f})" for n in names]
         ratios = [
-            f"{times['bf16']['median'] / times[n]['median']:.2f} ({times['bf16']['minimum'] / times[n]['minimum']:.2f})"
+            f"{times[names[0]]['median'] / times[n]['median']:.2f} "
+            f"({times[names[0]]['minimum'] / times[n]['minimum']:.2f})"
             for n in names[1:]
         ]
         table.add_row(row["what"], *cells, *ratios)
@@ -180,7 +212,7 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=200, help="turns of each comparison (default: 200)")
-    parser.add_argument("--only", choices=("linears", "blocks"), help="one of the two parts")
+    parser.add_argument("--only", choices=("blocks", "passes", "linears"), help="one of the parts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured, as JSON")
     arguments = parser.parse_args()
     if not integer.supported(torch.device("cpu")):
@@ -193,8 +225,9 @@ def main() -> None:
         "Medians (quartiles); ratios of the medians (of the minima).",
         soft_wrap=True,
     )
+    console.print(ops.describe(), soft_wrap=True)
     found: dict[str, list[dict[str, Any]]] = {}
-    for part, run in (("blocks", blocks), ("linears", linears)):
+    for part, run in (("blocks", blocks), ("passes", passes), ("linears", linears)):
         if arguments.only in (None, part):
             found[part] = run(arguments.repeats)
             show(console, part.capitalize(), found[part])

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import quept
+from quept import ops
 from quept.calibration import workspace
+from quept.calibration.job import _versions
 from quept.calibration.stream import StreamStore
 from quept.errors import CalibrationFailed, InvalidInput, QueptError
 
@@ -262,3 +264,11 @@ def test_wrong_arguments_are_invalid_input(tiny_model, windows, recipe, tmp_path
         quept.calibrate(**arguments)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not ops.paths(), reason="quept was installed without kernels")
+def test_kernels_that_rotate_are_part_of_what_a_run_is():
+    with ops.using(None):
+        assert "kernels" not in _versions(rotated=True)
+    assert _versions(rotated=True)["kernels"] == ops.REVISION
+    assert "kernels" not in _versions(rotated=False)

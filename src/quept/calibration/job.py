@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quept import __version__
+from quept import __version__, ops
 from quept.architectures import Architecture, architecture_of
 from quept.architectures.checkpoint import check_and_digest, open_model, read_config
 from quept.calibration.passes import WORTH_COMPILING
@@ -110,7 +110,7 @@ def prepare(
         device=where.type,
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         compiled=compiled,
-        versions=_versions(),
+        versions=_versions(rotated=recipe.rotation.enabled and where.type == "cpu"),
     )
     return Job(model, processor, architecture, recipe, drawn, where, compute_dtype, stored_dtype, seed, provenance)
 
@@ -148,11 +148,13 @@ def _compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if stored == torch.bfloat16 and device.type == "cuda" else torch.float32
 
 
-def _versions() -> dict[str, str]:
+def _versions(rotated: bool) -> dict[str, str]:
+    """What the numbers come from; `rotated` where rotations run on a CPU, which kernels round otherwise."""
     import safetensors
     import transformers
 
     return {
+        **({"kernels": ops.REVISION} if rotated and ops.available() else {}),
         "python": platform.python_version(),
         "quept": __version__,
         "safetensors": safetensors.__version__,

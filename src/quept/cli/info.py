@@ -21,6 +21,7 @@ def info(
     check_target("--json", json_file)
     from quept.architectures import architecture_of
     from quept.nn.size import full_precision_bytes, packed_bytes
+    from quept.ops import describe
     from quept.precision import elastic_linears
     from quept.storage import load
 
@@ -53,6 +54,7 @@ def info(
         ),
         ("from", provenance.source),
         ("seed", str(provenance.seed)),
+        ("kernels here", describe()),
         ("made with", ", ".join(f"{name} {version}" for name, version in provenance.versions.items())),
     ]
     console = out(quiet, json_file)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.nn.quantizers import TokenGrid, quantizer
+from quept.numerics.hadamard import Rotation
 from quept.numerics.integer import Tokens, quantize_tokens
 from quept.spec import Activations
 
@@ -62,6 +63,8 @@ class ElasticInput(nn.Module):
 
         def quantized() -> Tokens:
             grid: TokenGrid = self.quantizer.grid(bits)
+            if isinstance(self.transform, Rotation):
+                return quantize_tokens(hidden, grid.share, bits, self.transform)
             return quantize_tokens(self.transformed(hidden), grid.share, bits)
 
         return self._once(hidden, ("codes", bits), reader, quantized)

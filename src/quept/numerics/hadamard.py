@@ -7,7 +7,8 @@ published models with few exceptions; a size with none of its own is rotated in 
 
 Multiplying by a Kronecker product is multiplying along each of its axes, so a vector of `n` channels costs
 `n (f_1 + f_2 + ...)` operations for the factors `f_i`. Factors next to each other are multiplied by at once, up to
-matrices of 128: a fast Walsh-Hadamard transform that makes up to seven of its steps in one matrix product.
+matrices of 128: a fast Walsh-Hadamard transform that makes up to seven of its steps in one matrix product. That is what
+training and GPUs run; without gradients a CPU has a kernel for it (`quept.ops`), which is the fast transform itself.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, library
+
+from quept.ops import Plan, rotate_rows, takes
 
 LARGEST_FACTOR = 4096  # of Paley's matrices: 16 million entries
 RADIX = 64  # of the Walsh-Hadamard transform
@@ -66,7 +69,7 @@ class Rotation:
         if torch.compiler.is_compiling():  # a compiler must not look into how matrices are made and kept
             compiled: Tensor = _operator(values, list(self.orders), inverse)
             return compiled
-        return _multiply_parts(values, self.orders, inverse)
+        return _rotated(values, self.orders, inverse)
 
 
 @cache
@@ -117,6 +120,25 @@ def _parts(size: int) -> tuple[int, ...]:
     return (*_parts(size - half), *_parts(half))
 
 
+def _rotated(values: Tensor, orders: tuple[int, ...], inverse: bool) -> Tensor:
+    if takes(values) and (found := plan(orders, inverse)):
+        return rotate_rows(values, found)
+    return _multiply_parts(values, orders, inverse)
+
+
+@lru_cache(maxsize=64)
+def plan(orders: tuple[int, ...], inverse: bool = False) -> Plan | None:
+    """The rotation as the kernels that run here read it; None where a factor is too large for them."""
+    parts = []
+    for order in orders:
+        found = factors(order)
+        assert found is not None
+        parts.append(found)
+    if not Plan.fits(parts):
+        return None
+    return Plan([[_base(factor).T if inverse else _base(factor) for factor in part] for part in parts])
+
+
 def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Tensor:
     """The matrices along the diagonal times every vector along the last dimension."""
     if len(orders) == 1:
@@ -127,7 +149,8 @@ def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Ten
 
 @library.custom_op("quept::rotate", mutates_args=())
 def _operator(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
-    return _multiply_parts(values, orders, inverse).clone()
+    rotated = _rotated(values, tuple(orders), inverse)
+    return rotated.clone() if rotated is values else rotated
 
 
 @_operator.register_fake

@@ -13,12 +13,15 @@ are exact. Processors without VNNI or AMX saturate at sixteen bits on the way an
 """
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional as F
+
+from quept.numerics import hadamard
+from quept.ops import finish_rows, quantize_rows, rotate_and_quantize, takes
 
 Backend = Literal["onednn", "int_mm"]
 
@@ -34,35 +37,72 @@ class Tokens:
     """A quantized activation, which every linear that reads it shares.
 
     `codes` are uint8 `(tokens, in)`, the integer code plus 128; `scale` is float32 `(tokens, 1)`; `leading` are the
-    dimensions in front of the channels.
+    dimensions in front of the channels; `known_sums` are the `sums` once they were made, with the
+    codes or later.
     """
 
     codes: Tensor
     scale: Tensor
     leading: torch.Size
+    known_sums: Tensor | None = None
 
-    @cached_property
+    @property
     def sums(self) -> Tensor:
         """Each token's sum of integer codes, float32 `(tokens, 1)`."""
-        return (self.codes.sum(-1, keepdim=True, dtype=torch.int32) - ZERO * self.codes.shape[1]).float()
+        if self.known_sums is None:
+            object.__setattr__(self, "known_sums", _sums(self.codes))
+        assert self.known_sums is not None
+        return self.known_sums
 
 
-def quantize_tokens(x: Tensor, share: Tensor, bits: int) -> Tokens:
+def quantize_tokens(x: Tensor, share: Tensor, bits: int, rotation: hadamard.Rotation | None = None) -> Tokens:
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
     that width, halves to even; `share` is a scalar tensor in (0, 1]. A scale is at least float32's smallest normal,
     so tokens of zeros have codes of zero; for `x` in bfloat16 it is rounded to bfloat16. A token that is not finite
-    has a scale that is not.
+    has a scale that is not, and codes of zero. With `rotation`, what is quantized is `rotation(x)`, in `x`'s dtype.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"activations have 2 to 8 bits here, not {bits}")
-    rows, highest = x.reshape(-1, x.shape[-1]), 2 ** (bits - 1) - 1
+    orders = () if rotation is None else rotation.orders
+    if torch.compiler.is_compiling():
+        codes, scale, sums = _operator(x, share, bits, list(orders))
+    else:
+        codes, scale, sums = _quantize(x, share, bits, orders)
+    return Tokens(codes, scale, x.shape[:-1], sums)
+
+
+def _quantize(x: Tensor, share: Tensor, bits: int, orders: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes `(tokens, in)`, scales `(tokens, 1)`, and sums of codes like these where they cost nothing."""
+    highest = 2 ** (bits - 1) - 1
+    if takes(x):
+        if not orders:
+            return quantize_rows(x, share.item(), highest)
+        if plan := hadamard.plan(orders):
+            return rotate_and_quantize(x, plan, share.item(), highest)
+    if orders:
+        return _quantize(hadamard.Rotation(orders)(x), share, bits, ())
+    rows = x.reshape(-1, x.shape[-1])
     # Each operation is a pass over memory; in chunks that stay in the caches a pass costs a third.
-    size = max(1, CHUNK // rows.shape[1] if rows.device.type == "cpu" else len(rows))
+    size = max(1, CHUNK // max(1, rows.shape[1]) if rows.device.type == "cpu" else len(rows))
     parts = [_quantized(part, share, highest) for part in torch.split(rows, size)]
     codes, scale = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    return Tokens(codes.view(torch.uint8), scale, x.shape[:-1])
+    return codes.view(torch.uint8), scale, None
+
+
+@library.custom_op("quept::quantize_tokens", mutates_args=())
+def _operator(x: Tensor, share: Tensor, bits: int, orders: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, sums = _quantize(x, share, bits, tuple(orders))
+    return codes, scale, _sums(codes) if sums is None else sums
+
+
+@_operator.register_fake
+def _(x: Tensor, share: Tensor, bits: int, orders: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = x.numel() // x.shape[-1]
+    codes = x.new_empty((tokens, x.shape[-1]), dtype=torch.uint8)
+    scale = x.new_empty((tokens, 1), dtype=torch.float32)
+    return codes, scale, torch.empty_like(scale)
 
 
 @dataclass(frozen=True)
@@ -136,13 +176,17 @@ def integer_linear(
     sums = tokens.scale if weight.shift is None else tokens.sums  # without a shift they are not read
     # Where nothing is to be taken from it, the product may be rounded at once: one pass less over wide results.
     first = dtype if weight.shift is None else torch.float32
-    parts = [
-        _finished(_product(codes, weight, first), scale, summed, weight.shift, bias, dtype)
-        for codes, scale, summed in zip(
-            *(torch.split(each, size) for each in (tokens.codes, tokens.scale, sums)), strict=True
+
+    def multiplied(codes: Tensor, scale: Tensor, sums: Tensor) -> Tensor:
+        return _finished(_product(codes, weight, first), scale, sums, weight.shift, bias, dtype)
+
+    each = tokens.codes, tokens.scale, sums
+    if len(tokens.codes) <= size:
+        result = multiplied(*each)
+    else:
+        result = torch.cat(
+            [multiplied(*part) for part in zip(*(torch.split(whole, size) for whole in each), strict=True)]
         )
-    ]
-    result = parts[0] if len(parts) == 1 else torch.cat(parts)
     return result.reshape(*tokens.leading, weight.shape[0])
 
 
@@ -220,10 +264,17 @@ def _largest(rows: Tensor) -> Tensor:
     return magnitudes.amax(-1, keepdim=True).float()
 
 
+def _sums(codes: Tensor) -> Tensor:
+    return (codes.sum(-1, keepdim=True, dtype=torch.int32) - ZERO * codes.shape[1]).float()
+
+
 def _finished(
     product: Tensor, scale: Tensor, sums: Tensor, shift: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Shift, scale of the tokens, and bias, in place."""
+    # A compiler makes one pass of these steps itself.
+    if dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling() and takes(product):
+        return finish_rows(product, scale, sums, shift, bias, dtype)
     if shift is not None:
         product.addcmul_(sums, shift)
     product.mul_(scale.to(product.dtype))
