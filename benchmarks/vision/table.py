@@ -53,14 +53,14 @@ def rows() -> dict[str, Recipe]:
         "vision (paper)": quept.load_recipe("vision"),
         "vision-best": best,
         "vision-best, not reparameterized": best.updated(reparameterization={"enabled": False}),
-        "vision-best, uniform probabilities": best.updated(activations=best.activations.updated(softmax="uniform")),
-        "vision-weights": quept.load_recipe("vision-weights"),
+        "vision-best, logarithmic probabilities": best.updated(activations=best.activations.updated(softmax="log")),
         "paper, 5 epochs": ablation(),
         "paper, 5 epochs, shared adapter": ablation(adapter={"kind": "shared"}),
         "paper, 5 epochs, independent adapters": ablation(adapter={"kind": "independent"}),
         "paper, 5 epochs, uniform fusion": ablation(merging={"strategy": "uniform"}),
         "paper, 5 epochs, random selection": ablation(merging={"strategy": "random"}),
         "paper, 5 epochs, single width": ablation(merging={"strategy": "single-width", "single_width": 8}),
+        "vision-weights (weights alone)": quept.load_recipe("vision-weights"),
     }
 
 

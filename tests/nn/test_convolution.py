@@ -47,8 +47,7 @@ def test_its_input_is_rounded_like_any_other():
     given = ElasticInput(Activations(bits=(4,), range="tensor"), ["0"], None, torch.device("cpu"))
     layers = replace_linears(model, None, ["0"], SPEC, {"0": given})
     assert layers["0"].path == "0"
-    given.quantizer.cover(images)
-    given.quantizer.place(4, images.flatten(), None, "min-max")
+    given.quantizer.place("min-max", images)
     layers["0"].activation_bits = 4
     rounded = nn.functional.conv2d(given.quantizer(images, 4), layers["0"].weight.view(10, 3, 4, 4), model[0].bias, 4)
     torch.testing.assert_close(model(images), rounded)

@@ -7,7 +7,7 @@ from torch import nn
 from quept.nn import learned_names, stored_tensors
 from quept.nn.products import AttentionProducts
 from quept.nn.quantizers import LogQuantizer, TensorQuantizer, TokenQuantizer, quantizer
-from quept.numerics.activations import best_extent, fake_quantize_tensor
+from quept.numerics.activations import Sample, best_extent, fake_quantize_tensor
 from quept.numerics.affine import round_straight_through
 from quept.spec import Activations
 
@@ -27,8 +27,7 @@ def placed(start, spec=TENSOR):
     made = TensorQuantizer(spec, CPU)
     made.start_seeing()
     made.see(values())
-    for bits in spec.bits:
-        made.place(bits, None, None, start)
+    made.place(start)
     return made
 
 
@@ -55,14 +54,38 @@ def test_searched_ranges_round_better_than_percentiles_and_these_than_extremes()
         assert found[2] < found[0]
 
 
+def test_a_sample_keeps_the_tail_and_stands_for_all():
+    rows = torch.randn(400, 256, generator=torch.Generator().manual_seed(0)) ** 3
+    sample = Sample.of(rows, count=1000)
+    assert len(sample.values) < 1100
+    assert sample.weights.sum() == pytest.approx(rows.numel(), rel=1e-3)
+    assert {float(rows.max()), float(rows.min())} <= set(sample.values.tolist())
+    expected = torch.quantile(rows.flatten()[:100000], torch.tensor([0.001, 0.999]))
+    for found, wanted in zip(sample.quantiles([0.001, 0.999]), expected.tolist(), strict=True):
+        assert found == pytest.approx(wanted, rel=0.1)
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(1))
+    weighed = Sample.of(rows, importance, count=1000)
+    assert weighed.weights.sum() == pytest.approx(float(importance.sum()) * 400, rel=0.05)
+    halves = Sample.joined([Sample.of(rows[:200], count=1000), Sample.of(rows[200:], count=1000)])
+    assert halves.weights.sum() == pytest.approx(rows.numel(), rel=1e-3)
+
+
+def test_many_bits_keep_the_outliers_that_few_bits_give_up():
+    rows = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
+    rows[7, 3] = 40.0
+    extremes = torch.stack(rows.aminmax())
+    reach = [best_extent(Sample.of(rows), bits, extremes, "search")[1] for bits in (2, 8)]
+    assert reach[0] < 10 < reach[1]
+
+
 def test_importance_weighs_the_channels():
     sample = values()
     sample[:, 3] *= 10
     heavy = torch.ones(16)
     heavy[3] = 100.0
     extremes = torch.stack(sample.aminmax())
-    for_all = best_extent(sample, torch.ones(16), 4, extremes, "search")
-    for_one = best_extent(sample, heavy, 4, extremes, "search")
+    for_all = best_extent(Sample.of(sample, torch.ones(16)), 4, extremes, "search")
+    for_one = best_extent(Sample.of(sample, heavy), 4, extremes, "search")
     assert sum(for_one) > sum(for_all)
 
 
@@ -70,8 +93,7 @@ def test_importance_weighs_the_channels():
 @pytest.mark.parametrize("start", ["min-max", "percentile", "search"])
 def test_constant_tensors_have_ranges(sample, start):
     made = TensorQuantizer(TENSOR, CPU)
-    made.cover(sample)
-    made.place(4, sample, None, start)
+    made.place(start, sample)
     rounded = made(sample, 4)
     assert torch.isfinite(rounded).all()
     torch.testing.assert_close(rounded, sample, rtol=0.1, atol=1e-6)
@@ -96,8 +118,7 @@ def test_gradients_are_those_of_the_definition():
 def test_ranges_learn():
     drawn = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     made = TensorQuantizer(TENSOR, CPU)
-    made.cover(drawn)
-    made.place(2, drawn, None, "min-max")
+    made.place("min-max", drawn)
     parameter = made.trained()["2"].requires_grad_(True)
     optimizer, errors = torch.optim.Adam([parameter], lr=0.05), []
     for _ in range(60):
@@ -116,7 +137,7 @@ def test_the_baseline_is_the_whole_range_whatever_was_learned():
     uniform.start_seeing()
     shares = values().softmax(-1)
     uniform.see(shares)
-    uniform.place(4, None, None, "search")
+    uniform.place("search")
     levels = uniform.round(shares, uniform.whole_grid(4)).unique()
     torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(len(levels) - 1), rtol=1, atol=1e-3)
 
@@ -169,7 +190,7 @@ def test_attention_rounds_all_four_operands():
         assert products.are_rounded
         products(query, key, value, None, 0.3)
     for each in products.quantizers():
-        each.place(2, None, None, "search")
+        each.place("search")
     products.bits = 2
     rounded = products(query, key, value, None, 0.3)
     scores = products.queries(query, 2) @ products.keys(key, 2).transpose(-1, -2) * 0.3

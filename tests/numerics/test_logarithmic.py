@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from quept.numerics.activations import fake_quantize_tensor
+from quept.numerics.activations import Sample, fake_quantize_tensor
 from quept.numerics.logarithmic import best_grid, fake_quantize
 
 
@@ -57,7 +57,7 @@ def test_gradients_are_those_of_the_level_with_its_code_held():
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_search_finds_a_grid_that_beats_the_uniform_one_on_probabilities(bits):
     values = probabilities()
-    scale, density = best_grid(values.flatten(), bits)
+    scale, density = best_grid(Sample.of(values), bits)
     rounded = fake_quantize(values, *at(scale, density, bits))
     step = values.max() / (2**bits - 1)
     uniform = fake_quantize_tensor(values, step, torch.zeros(()), torch.tensor(float(2**bits - 1)))
@@ -68,7 +68,7 @@ def test_the_search_finds_a_grid_that_beats_the_uniform_one_on_probabilities(bit
 
 
 def test_zeros_have_a_grid():
-    scale, density = best_grid(torch.zeros(100), 4)
+    scale, density = best_grid(Sample.of(torch.zeros(100)), 4)
     assert scale > 0
     assert density > 0
 

@@ -40,9 +40,8 @@ class OuterLayers:
             for bits in layer.spec.groups.bits:
                 layer.reset_clipping(bits, WHOLE)
         for quantizer in quantizers:
-            for bits in quantizer.spec.bits:
-                searched = isinstance(quantizer, TensorQuantizer)
-                quantizer.place(bits, None, None, self.job.recipe.activations.start if searched else WHOLE)
+            seen = isinstance(quantizer, TensorQuantizer)
+            quantizer.place(self.job.recipe.activations.start if seen else WHOLE)
         self.placed |= new
         return bool(new)
 

@@ -50,8 +50,7 @@ def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
         )
     for products in block.products:
         for quantizer in products.quantizers():
-            for bits in recipe.activations.bits:
-                quantizer.place(bits, None, None, recipe.activations.start)
+            quantizer.place(recipe.activations.start)
 
 
 def place_input(quantizer: Quantizer, sample: Tensor | None, readers: Iterable[ElasticLinear], recipe: Recipe) -> None:
@@ -61,8 +60,5 @@ def place_input(quantizer: Quantizer, sample: Tensor | None, readers: Iterable[E
     if sample is not None:
         importance = torch.cat([linear.weight.float() for linear in readers]).square().sum(0)
     if isinstance(quantizer, TensorQuantizer):
-        assert sample is not None
-        quantizer.cover(sample)
         start = recipe.activations.start
-    for bits in quantizer.spec.bits:
-        quantizer.place(bits, sample, importance, start)
+    quantizer.place(start, sample, importance)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from quept.numerics import activations, affine, logarithmic
+from quept.numerics.activations import Sample
 from quept.spec import Activations
 
 CLIPPING_START = 4.0  # sigmoid(4) = 0.982: the range starts almost whole
 NARROWEST = 1e-6  # of the wider side of a range: what the other side has at least, so that it has a logarithm
-SAMPLE = 1 << 16  # values that a range is searched on
+SEEN = 1 << 12  # values kept of each tensor that is seen
 
 
 class TokenGrid(NamedTuple):
@@ -77,11 +78,12 @@ class Quantizer(nn.Module):
     def see(self, values: Tensor) -> None:
         """Let values count."""
 
-    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
-        """Set where the range of a width starts.
+    def place(self, start: float | str, rows: Tensor | None = None, importance: Tensor | None = None) -> None:
+        """Set where the ranges of all widths start.
 
-        `sample` are rows of values, `(tokens, in)`, and `importance`, `(in,)`, weighs their channels: the squared norms
-        of the columns that multiply them make a weighted squared error an estimate of the output's.
+        `rows` are values, `(tokens, in)`, and `importance`, `(in,)`, weighs their channels: the squared norms of the
+        columns that multiply them make a weighted squared error an estimate of the output's. Without rows, what was
+        seen counts.
         """
         raise NotImplementedError
 
@@ -137,15 +139,17 @@ class TokenQuantizer(Quantizer):
         return activations.fake_quantize(values, grid.share, grid.highest, self.spec.group_size)
 
     @torch.no_grad()
-    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
-        """Start at a logit, or with "search" at the share that rounds the sample best; see `best_share`."""
-        if start != "search":
-            self.clipping[str(bits)].fill_(float(start))
-            return
-        assert sample is not None
-        assert importance is not None
-        share = activations.best_share(sample, bits, importance, self.spec.group_size)
-        self.clipping[str(bits)].fill_(torch.logit(torch.tensor(share), eps=1e-6).clamp_max(CLIPPING_START))
+    def place(self, start: float | str, rows: Tensor | None = None, importance: Tensor | None = None) -> None:
+        """Start at a logit, or with "search" at the share that rounds the rows best; see `best_share`."""
+        for bits in self.spec.bits:
+            logit = self.clipping[str(bits)]
+            if start != "search":
+                logit.fill_(float(start))
+                continue
+            assert rows is not None
+            assert importance is not None
+            share = activations.best_share(rows, bits, importance, self.spec.group_size)
+            logit.fill_(torch.logit(torch.tensor(share), eps=1e-6).clamp_max(CLIPPING_START))
 
 
 class _SeeingQuantizer(Quantizer):
@@ -159,7 +163,7 @@ class _SeeingQuantizer(Quantizer):
     def __init__(self, spec: Activations, device: torch.device) -> None:
         super().__init__(spec)
         self.register_buffer("extremes", torch.zeros(2, device=device))
-        self._seen: list[Tensor] | None = None
+        self._seen: list[Sample] | None = None
 
     def start_seeing(self) -> None:
         """From now on values count, until ranges are placed."""
@@ -174,19 +178,16 @@ class _SeeingQuantizer(Quantizer):
         low, high = values.aminmax()
         self.extremes[0] = torch.minimum(self.extremes[0], low)
         self.extremes[1] = torch.maximum(self.extremes[1], high)
-        flat = values.detach().flatten()
-        self._seen.append(flat[:: max(1, flat.numel() // (SAMPLE // 4))].float())
+        self._seen.append(Sample.of(values.detach(), count=SEEN))
 
-    @torch.no_grad()
-    def cover(self, values: Tensor) -> None:
-        """Take the extremes from these values."""
-        self.extremes.copy_(torch.stack(values.aminmax()).float())
-
-    def sample(self) -> Tensor:
-        """What was seen, thinned out, `(values,)`."""
+    def sample(self, rows: Tensor | None, importance: Tensor | None) -> Sample:
+        """Of rows, which the extremes are taken from, or of what was seen."""
+        if rows is not None:
+            self.extremes.copy_(torch.stack(rows.aminmax()).float())
+            return Sample.of(rows, importance)
         assert self._seen
-        flat = torch.cat(self._seen)
-        return flat[:: max(1, flat.numel() // SAMPLE)]
+        seen, self._seen = Sample.joined(self._seen), None
+        return seen
 
     def learned(self) -> dict[str, Tensor]:
         """The ranges, and the extremes."""
@@ -220,12 +221,13 @@ class TensorQuantizer(_SeeingQuantizer):
         return activations.fake_quantize_tensor(values, *grid)
 
     @torch.no_grad()
-    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
+    def place(self, start: float | str, rows: Tensor | None = None, importance: Tensor | None = None) -> None:
         """Start at the extremes, or at the percentiles or the shares of them that round best."""
-        values = self.sample() if sample is None else sample
-        below, above = activations.best_extent(values, importance, bits, self.extremes, str(start))
-        least = NARROWEST * max(below, above, 1e-30)
-        self.extent[str(bits)].copy_(torch.tensor([max(below, least), max(above, least)]).log())
+        sample = self.sample(rows, importance)
+        for bits in self.spec.bits:
+            below, above = activations.best_extent(sample, bits, self.extremes, str(start))
+            least = NARROWEST * max(below, above, 1e-30)
+            self.extent[str(bits)].copy_(torch.tensor([max(below, least), max(above, least)]).log())
 
 
 class LogQuantizer(_SeeingQuantizer):
@@ -256,10 +258,11 @@ class LogQuantizer(_SeeingQuantizer):
         return logarithmic.fake_quantize(values, *grid)
 
     @torch.no_grad()
-    def place(self, bits: int, sample: Tensor | None, importance: Tensor | None, start: float | str) -> None:
-        """Start at the scale and density that round what was seen best."""
-        chosen = logarithmic.best_grid(self.sample() if sample is None else sample, bits)
-        self.levels[str(bits)].copy_(torch.tensor(chosen).log())
+    def place(self, start: float | str, rows: Tensor | None = None, importance: Tensor | None = None) -> None:
+        """Start at the scale and density that round best, whatever `start` says."""
+        sample = self.sample(rows, importance)
+        for bits in self.spec.bits:
+            self.levels[str(bits)].copy_(torch.tensor(logarithmic.best_grid(sample, bits)).log())
 
 
 def quantizer(spec: Activations, device: torch.device) -> Quantizer:

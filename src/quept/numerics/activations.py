@@ -5,7 +5,8 @@ a token's `in` values share a range, or every `group_size` of them, the last gro
 multiple. All arithmetic is float32; results have the dtype of the values.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,25 @@ from quept.numerics.affine import round_straight_through
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits, and its reciprocal may be infinite
 NARROWEST, CANDIDATES = 0.4, 25  # shares from the whole range down, 0.025 apart
 PERCENTILES = (0.999, 0.9999, 0.99999)  # of values, on either side (RepQ-ViT, published code)
-SHARES = (1.0, 0.85, 0.72, 0.61, 0.52, 0.44, 0.38, 0.32, 0.27, 0.23, 0.2, 0.17, 0.14, 0.12, 0.1)  # of the extremes
-SEARCHED = 1 << 14  # values that shares are tried on
+SHARES = (
+    1.0,
+    0.94,
+    0.88,
+    0.8,
+    0.72,
+    0.61,
+    0.52,
+    0.44,
+    0.38,
+    0.32,
+    0.27,
+    0.23,
+    0.2,
+    0.17,
+    0.14,
+    0.12,
+    0.1,
+)  # of extremes
 
 
 def highest_code(bits: int) -> int:
@@ -89,31 +107,64 @@ def best_share(values: Tensor, bits: int, importance: Tensor, group_size: int | 
     return best
 
 
-def best_extent(
-    values: Tensor, importance: Tensor | None, bits: int, extremes: Tensor, start: str
-) -> tuple[float, float]:
+class Sample(NamedTuple):
+    """Some values of a tensor, `(n,)`, and for how many each stands, times what its error counts, `(n,)`."""
+
+    values: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, importance: Tensor | None = None, count: int = 1 << 14) -> "Sample":
+        """About `count` of `rows`, `(tokens, in)`: a quarter are the largest there are, the others evenly spaced.
+
+        Without the largest a range would be placed as if there were none, which matters most where there are many bits.
+        `importance`, `(in,)`, is what errors in a channel count.
+        """
+        values = rows.flatten().float()
+        weights = torch.ones_like(rows) if importance is None else importance.expand_as(rows)
+        weights = weights.flatten().float()
+        if values.numel() <= count:
+            return cls(values, weights)
+        tail = torch.topk(values.abs(), count // 4, sorted=False).indices
+        rest = torch.ones_like(values, dtype=torch.bool)
+        rest[tail] = False
+        bulk = rest.nonzero().squeeze(1)
+        step = max(1, bulk.numel() // (count - count // 4))
+        chosen = bulk[::step]
+        standing = weights[chosen] * (bulk.numel() / chosen.numel())
+        return cls(torch.cat([values[tail], values[chosen]]), torch.cat([weights[tail], standing]))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Sample"]) -> "Sample":
+        """Samples of several parts as one of the whole."""
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.weights for part in parts]))
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """The values below which these shares of all lie."""
+        ordered, places = self.values.sort()
+        reached = self.weights[places].double().cumsum(0)
+        wanted = reached.new_tensor(list(shares)) * reached[-1]
+        return [float(each) for each in ordered[torch.searchsorted(reached, wanted).clamp_max(len(ordered) - 1)]]
+
+
+@torch.no_grad()
+def best_extent(sample: Sample, bits: int, extremes: Tensor, start: str) -> tuple[float, float]:
     """How far below and above zero an asymmetric range should go that rounds a tensor on one scale.
 
-    `values` are a sample, `(tokens, in)` or flat; errors are weighed by channel with `importance`, `(in,)`. `start` is
-    "min-max", the `extremes`, `(2,)`, themselves; "percentile", those of `PERCENTILES` that round with the least
-    squared error; or "search", the shares of the extremes that do, each side on its own.
+    `start` is "min-max", the `extremes`, `(2,)`, themselves; "percentile", those of `PERCENTILES` that round with the
+    least squared error; or "search", the shares of the extremes that do, each side on its own.
     """
     lowest, highest = (float(each) for each in extremes)
     whole = (max(-lowest, 0.0), max(highest, 0.0))
     if start == "min-max" or sum(whole) <= TINY:
         return whole
-    few = values[:: max(1, values.numel() // SEARCHED)] if values.dim() == 1 else _rows(values, SEARCHED)
 
     def error(extent: tuple[float, float]) -> float:
-        return _extent_error(few, importance, extent, bits)
+        return _extent_error(sample, extent, bits)
 
     if start == "percentile":
-        ordered = values.flatten().sort().values
-        last = ordered.numel() - 1
-        candidates = [
-            (max(-float(ordered[round((1 - p) * last)]), 0.0), max(float(ordered[round(p * last)]), 0.0))
-            for p in PERCENTILES
-        ]
+        below, above = sample.quantiles([1 - p for p in PERCENTILES]), sample.quantiles(PERCENTILES)
+        candidates = [(max(-low, 0.0), max(high, 0.0)) for low, high in zip(below, above, strict=True)]
         return min([candidate for candidate in candidates if sum(candidate) > TINY] or [whole], key=error)
     best = min(((whole[0] * share, whole[1] * share) for share in SHARES), key=error)
     for _ in range(2):
@@ -122,19 +173,13 @@ def best_extent(
     return best
 
 
-def _extent_error(values: Tensor, importance: Tensor | None, extent: tuple[float, float], bits: int) -> float:
+def _extent_error(sample: Sample, extent: tuple[float, float], bits: int) -> float:
     """The weighted squared error of rounding on a range."""
     highest = 2**bits - 1
     scale = max(sum(extent) / highest, TINY)
     zero_point = round(extent[0] / scale)
-    code = (values / scale).round_().clamp_(-zero_point, highest - zero_point)
-    squared = code.mul_(scale).sub_(values).square_()
-    return float((squared if importance is None else squared * importance).sum())
-
-
-def _rows(values: Tensor, count: int) -> Tensor:
-    """Some rows of `values`, evenly spaced, that hold about `count` values."""
-    return values[:: max(1, values.numel() // count)]
+    code = (sample.values / scale).round_().clamp_(-zero_point, highest - zero_point)
+    return float(code.mul_(scale).sub_(sample.values).square_().mul_(sample.weights).sum())
 
 
 def _split(values: Tensor, group_size: int | None) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quept.numerics.activations import Sample
+
 TINY = torch.finfo(torch.float32).tiny
 DENSITIES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0)  # levels to a halving
-SEARCHED = 1 << 14  # values that grids are tried on
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the largest value
 
 
@@ -27,19 +28,19 @@ def fake_quantize(values: Tensor, scale: Tensor, density: Tensor, highest: Tenso
 
 
 @torch.no_grad()
-def best_grid(values: Tensor, bits: int) -> tuple[float, float]:
+def best_grid(sample: Sample, bits: int) -> tuple[float, float]:
     """The scale and density that round a sample with the least squared error; the coarser where they are as good."""
+    values, weights = sample
     largest = float(values.max())
     if largest <= 0:
         return 1.0, 1.0
-    values = values[:: max(1, values.numel() // SEARCHED)]
     highest = values.new_tensor(float(2**bits - 1))
     best, least = (largest, 1.0), float("inf")
     for share in SHARES:
         for density in DENSITIES:
             scale = largest * share
             rounded = fake_quantize(values, values.new_tensor(scale), values.new_tensor(density), highest)
-            error = float((rounded - values).square().sum())
+            error = float((rounded - values).square().mul_(weights).sum())
             if error < least:
                 best, least = (scale, density), error
     return best
