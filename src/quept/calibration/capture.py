@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quept.architectures import Architecture
 from quept.architectures.checkpoint import cast_parameters, quiet
+from quept.nn.standin import StandIn
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,17 @@ class BlockCall:
         return states
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: records how it is called and hands the hidden states on, or others in their place."""
+class _Recorder(StandIn):
+    """Stands in for a block, and records how it is called."""
 
     def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        # Plain attributes of the block that the model may read while it loops over blocks.
-        self.__dict__.update({k: v for k, v in vars(block).items() if k not in vars(self)})
+        super().__init__(block)
         self.call: BlockCall | None = None
-        self.replacement: Tensor | None = None
         self.hidden: Tensor | None = None
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.call, self.hidden = BlockCall(args, kwargs), hidden
-        return hidden if self.replacement is None else self.replacement
+        return super().forward(hidden)
 
 
 def _without_blocks(

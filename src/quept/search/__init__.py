@@ -1,0 +1,1 @@
+"""Mixed precision without retraining: sensitivities, allocation within a budget, and plans measured as they are."""
