@@ -28,6 +28,13 @@ def current_bytes(model: nn.Module, stored: torch.dtype) -> int:
     return _whole(model, (linear_bits(layer, layer.bits or FULL, stored) for layer in _elastic(model)), stored)
 
 
+def mean_bits(model: nn.Module) -> float:
+    """The mean width over all elastic weights that the model runs at now; a whole number where all have the same."""
+    layers = _elastic(model)
+    total = sum((layer.bits or FULL) * layer.weight.numel() for layer in layers)
+    return total / sum(layer.weight.numel() for layer in layers)
+
+
 def full_precision_bytes(model: nn.Module, stored: torch.dtype) -> int:
     """Bytes of the model before calibration."""
     return packed_bytes(model, FULL, stored)

@@ -1,60 +1,26 @@
 """From sensitivities to a plan: which width each linear gets, so that a budget is kept and the least accuracy lost.
 
-What a plan is expected to cost in accuracy is the sum of its parts' sensitivities. They were measured one at a time, so
-the sum is an estimate; what a plan does cost is measured on the plan (`quept.search.budget`).
+What a plan is expected to cost in accuracy is the sum of its parts' sensitivities, measured one at a time: dynamic
+programming finds the least, exactly. Where the table knows what linears add to one another, the sum with that is made
+less step by step, from there and from the widest uniform plan. Either is an estimate: what a plan does cost is measured
+on the plan (`quept.search.budget`).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
 
-import torch
+import numpy as np
 
 from quept.errors import InvalidInput
-from quept.nn.size import linear_bits, unquantized_bytes
 from quept.plan import PlannedWidth, PrecisionPlan, Widths
-from quept.precision import elastic_linears
+from quept.search.cost import Budget, Costs, Count
+from quept.search.expansion import Expansion
 from quept.search.knapsack import Infeasible, Option, choose
+from quept.search.quadratic import Floats, Integers, PairedProblem
 from quept.search.table import SensitivityTable
 from quept.widths import FULL
-
-Count = Literal["bytes", "layers"]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a model's linears occupy, by path: how many weights, and bits in storage by width.
-
-    Bits in storage are codes, scales and zero points; see `quept.nn.size.linear_bits`. `outside` are the bytes of what
-    no width changes.
-    """
-
-    weights: Mapping[str, int]
-    bits: Mapping[str, Mapping[int, int]]
-    outside: int
-
-    @classmethod
-    def of(cls, model: Any, stored: torch.dtype) -> "Costs":
-        """Those of a model, which needs no weights for it; `stored` is the checkpoint's dtype."""
-        linears = elastic_linears(model)
-        return cls(
-            weights={path: layer.weight.numel() for path, layer in linears.items()},
-            bits={
-                path: {bits: linear_bits(layer, bits, stored) for bits in (*layer.spec.groups.bits, FULL)}
-                for path, layer in linears.items()
-            },
-            outside=unquantized_bytes(model, stored),
-        )
-
-    def average_bits(self, bits: int) -> float:
-        """Bits in storage by the number of weights."""
-        return bits / sum(self.weights.values())
-
-    def model_bytes(self, bits: int) -> int:
-        """Bytes of the whole model whose linears take so many bits."""
-        return self.outside + (bits + 7) // 8
 
 
 @dataclass(frozen=True)
@@ -73,29 +39,8 @@ class Constraints:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much a plan may take: an average width, as `count` has it, or bytes of the whole model.
-
-    Counted in bytes, the average is bits in storage, scales and zero points included, over the weights; counted in
-    layers it is the paper's, the mean of the widths over the linears.
-    """
-
-    average_bits: float | None = None
-    max_bytes: int | None = None
-    count: Count = "bytes"
-
-    def __post_init__(self) -> None:
-        if (self.average_bits is None) == (self.max_bytes is None):
-            raise InvalidInput("A budget is an average width or a size: give one of the two.")
-        if self.average_bits is not None and not 0 < self.average_bits <= FULL:
-            raise InvalidInput(f"The average of {self.average_bits} bits is not possible; give more than 0, up to 16.")
-        if self.max_bytes is not None and self.count == "layers":
-            raise InvalidInput("A size is in bytes; layers can be counted in an average width only.")
-
-
-@dataclass(frozen=True)
 class Allocation:
-    """A plan, the divergence it is expected to have (the sum, in nats per row), and what it takes.
+    """A plan, the divergence it is expected to have, in nats per row, and what it takes.
 
     `average_bits` counts bits in storage by weights, `mean_width` is the mean of the widths over the linears.
     """
@@ -119,10 +64,19 @@ class Problem:
     """One model, one table, one set of constraints: solved for any number of budgets."""
 
     def __init__(
-        self, table: SensitivityTable, costs: Costs, constraints: Constraints = Constraints(), count: Count = "bytes"
+        self,
+        table: SensitivityTable,
+        costs: Costs,
+        constraints: Constraints | None = None,
+        count: Count = "bytes",
+        pairs: bool = True,
     ) -> None:
-        """Raises `InvalidInput` where the table lacks a linear or width, or constraints contradict each other."""
-        self.costs, self.count, self.background = costs, count, table.background
+        """`pairs=False` takes the sensitivities for independent of one another, whatever the table knows of pairs.
+
+        Raises `InvalidInput` where the table lacks a linear or width, or constraints contradict each other.
+        """
+        self.costs, self.count = costs, count
+        constraints = constraints or Constraints()
         fixed = _fixed(constraints.fixed, costs.bits)
         self.groups = [
             _Group(
@@ -130,6 +84,13 @@ class Problem:
             )
             for paths in _grouped(costs.bits, constraints.together)
         ]
+        self.widths = tuple(sorted({bits for group in self.groups for bits in group.options}))
+        self._errors = _filled(self, lambda group, bits: group.options[bits].error)
+        self._spent = _filled(self, lambda group, bits: group.options[bits].cost, empty=-1.0).astype(np.int64)
+        self._pairs: Floats | None = None
+        if pairs and table.pairs:
+            self._pairs = self._paired(table.columns, table.products())
+            self._errors = self._errors + self._within_groups(table.columns, table.products())
 
     @property
     def least(self) -> int:
@@ -141,13 +102,17 @@ class Problem:
         """The largest cost that a plan can have."""
         return sum(max(option.cost for option in group.options.values()) for group in self.groups)
 
+    @property
+    def units(self) -> int:
+        """What one bit on average costs, in the problem's units: the weights, or the linears."""
+        return sum(self.costs.weights.values()) if self.count == "bytes" else len(self.costs.weights)
+
     def limit(self, budget: Budget) -> int:
         """A budget in the problem's units: bits in storage, or widths added up."""
         if budget.max_bytes is not None:
             return (budget.max_bytes - self.costs.outside) * 8
         assert budget.average_bits is not None
-        total = sum(self.costs.weights.values()) if self.count == "bytes" else len(self.costs.weights)
-        return math.floor(budget.average_bits * total + 1e-6)
+        return math.floor(budget.average_bits * self.units + 1e-6)
 
     def solve(self, budget: Budget) -> Allocation:
         """The plan with the least expected divergence within a budget.
@@ -161,26 +126,113 @@ class Problem:
 
     def within(self, limit: int) -> Allocation:
         """The same for a limit in the problem's units; raises `Infeasible`."""
-        options = [list(group.options.items()) for group in self.groups]
-        chosen = choose([[option for _, option in each] for each in options], limit)
-        picked = [each[position] for each, position in zip(options, chosen, strict=True)]
-        bits: dict[str, PlannedWidth] = {}
-        for group, (width, _) in zip(self.groups, picked, strict=True):
-            bits.update(dict.fromkeys(group.paths, None if width == FULL else width))
-        return self.allocation(PrecisionPlan({path: bits[path] for path in self.costs.bits}))
+        choice = self._alone(self._errors, limit)
+        if self._pairs is not None:
+            problem = PairedProblem(self._spent, self._errors, self._pairs)
+            starts = [choice, *self._uniform(limit)]
+            choice = min((problem.improved(start, limit) for start in starts), key=problem.error)
+        return self._allocated(choice)
+
+    def improved(self, plan: PrecisionPlan, expansion: Expansion, limit: int) -> Allocation:
+        """A plan near one that keeps the limit: what the expansion around it says is better, changing step by step."""
+        start = self._chosen(plan)
+        errors = self._grouped_errors(expansion)
+        pairs = self._paired(list(expansion.columns), expansion.products)
+        return self._allocated(PairedProblem(self._spent, errors, pairs).improved(start, limit))
+
+    def uniform_plans(self) -> list[Allocation]:
+        """The uniform plans that the constraints allow, by rising width."""
+        every = np.flatnonzero((self._spent >= 0).all(0))
+        return [self._allocated(np.full(len(self.groups), place)) for place in every]
+
+    def uniform(self, limit: int) -> list[Allocation]:
+        """The widest uniform plan within a limit, if the constraints allow one: a list of one, or empty."""
+        return [self._allocated(choice) for choice in self._uniform(limit)]
 
     def allocation(self, plan: PrecisionPlan) -> Allocation:
-        """What a plan over all linears is expected to cost; widths that the table lacks raise `InvalidInput`."""
-        widths = {path: _plain_width(path, planned) for path, planned in plan.assigned(self.costs.bits).items()}
-        expected = self.background
+        """What a plan over all linears is expected to cost; one that breaks a constraint raises `InvalidInput`."""
+        return self._allocated(self._chosen(plan))
+
+    def cost(self, plan: PrecisionPlan) -> int:
+        """What a plan over all linears costs, in the problem's units."""
+        return int(self._spent[np.arange(len(self.groups)), self._chosen(plan)].sum())
+
+    def _alone(self, errors: Floats, limit: int) -> Integers:
+        """The best choice where every option has an error of its own."""
+        places = [np.flatnonzero(row >= 0) for row in self._spent]
+        items = [
+            [Option(int(self._spent[item, place]), float(errors[item, place])) for place in each]
+            for item, each in enumerate(places)
+        ]
+        return np.array([each[position] for each, position in zip(places, choose(items, limit), strict=True)])
+
+    def _uniform(self, limit: int) -> list[Integers]:
+        every = (self._spent >= 0).all(0)
+        fitting = [place for place in np.flatnonzero(every) if self._spent[:, place].sum() <= limit]
+        return [np.full(len(self.groups), fitting[-1])] if fitting else []
+
+    def _chosen(self, plan: PrecisionPlan) -> Integers:
+        """The place of every group's width in a plan."""
+        assigned = {path: _plain_width(planned) for path, planned in plan.assigned(self.costs.bits).items()}
+        places = []
         for group in self.groups:
-            for width in {widths[path] for path in group.paths}:
-                if width not in group.options:
-                    raise InvalidInput(f"The plan has {group.paths[0]} at {width} bits, which this table cannot judge.")
-            expected += group.options[widths[group.paths[0]]].error
+            found = {assigned.get(path, FULL) for path in group.paths}
+            if len(found) > 1 or not found <= group.options.keys():
+                raise InvalidInput(
+                    f"The plan has {', '.join(group.paths)} at {' and '.join(map(str, sorted(found)))} bits, which the "
+                    "constraints do not allow."
+                )
+            places.append(self.widths.index(found.pop()))
+        return np.array(places)
+
+    def _allocated(self, choice: Integers) -> Allocation:
+        widths: dict[str, int] = {}
+        for group, place in zip(self.groups, choice.tolist(), strict=True):
+            widths.update(dict.fromkeys(group.paths, self.widths[place]))
+        planned: dict[str, PlannedWidth] = {
+            path: None if widths[path] == FULL else widths[path] for path in self.costs.bits
+        }
+        pairs = np.zeros((*self._errors.shape, *self._errors.shape)) if self._pairs is None else self._pairs
         bits = sum(self.costs.bits[path][width] for path, width in widths.items())
-        mean = sum(widths.values()) / len(widths)
-        return Allocation(plan, expected, self.costs.average_bits(bits), mean, self.costs.model_bytes(bits))
+        return Allocation(
+            PrecisionPlan(planned),
+            PairedProblem(self._spent, self._errors, pairs).error(choice),
+            self.costs.average_bits(bits),
+            sum(widths.values()) / len(widths),
+            self.costs.model_bytes(bits),
+        )
+
+    def _grouped_errors(self, expansion: Expansion) -> Floats:
+        """The first-order and own second-order change of every option of an expansion."""
+        errors = expansion.errors()
+        return _filled(
+            self, lambda group, bits: sum(errors[path].get(str(bits), 0.0) for path in group.paths)
+        ) + self._within_groups(list(expansion.columns), expansion.products)
+
+    def _paired(self, columns: Sequence[tuple[str, str]], products: Floats) -> Floats:
+        """What options of different groups add, `(groups, widths, groups, widths)`."""
+        members = self._members(columns)
+        shape = (*self._errors.shape, *self._errors.shape)
+        pairs = (members @ products @ members.T).reshape(shape)
+        groups = np.arange(len(self.groups))
+        pairs[groups, :, groups, :] = 0
+        return pairs
+
+    def _within_groups(self, columns: Sequence[tuple[str, str]], products: Floats) -> Floats:
+        """What the linears of a group add to one another, `(groups, widths)`."""
+        members = self._members(columns)
+        others: Floats = products - np.diag(np.diagonal(products))
+        return np.asarray(((members @ others) * members).sum(1).reshape(self._errors.shape))
+
+    def _members(self, columns: Sequence[tuple[str, str]]) -> Floats:
+        """Which columns an option of a group is made of: ones and zeros, `(groups x widths, columns)`."""
+        place = {column: index for index, column in enumerate(columns)}
+        members = np.zeros((len(self.groups) * len(self.widths), len(columns)))
+        for item, group in enumerate(self.groups):
+            for bits in group.options.keys() - {FULL}:
+                row = item * len(self.widths) + self.widths.index(bits)
+                members[row, [place[path, str(bits)] for path in group.paths]] = 1
+        return members
 
     def _option(self, table: SensitivityTable, paths: Iterable[str], bits: int) -> Option:
         paths = list(paths)
@@ -203,16 +255,25 @@ class Problem:
 
 
 def _error(table: SensitivityTable, path: str, bits: int) -> float:
-    """The sensitivity of a linear at a width; at full precision none, where that is what the others are at."""
+    """The sensitivity of a linear at a width; none at full precision."""
     errors = table.parts.get(path)
     if errors is None:
         raise InvalidInput(f"The sensitivity table lacks the linear {path}; measure again with quept sensitivity.")
-    if bits == FULL and table.origin.around_full:
+    if bits == FULL:
         return 0.0
-    name = "w16a16" if bits == FULL else str(bits)
-    if name not in errors:
+    if str(bits) not in errors:
         raise InvalidInput(f"The sensitivity table lacks {bits} bits of {path}; measure again with quept sensitivity.")
-    return errors[name]
+    return errors[str(bits)]
+
+
+def _filled(problem: Problem, value: Callable[[_Group, int], float], empty: float = 0.0) -> Floats:
+    """A number for every option of every group, `(groups, widths)`."""
+    return np.array(
+        [
+            [value(group, bits) if bits in group.options else empty for bits in problem.widths]
+            for group in problem.groups
+        ]
+    )
 
 
 def _grouped(paths: Iterable[str], together: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -254,6 +315,6 @@ def _widths(
     return tuple(sorted(set(chosen)))
 
 
-def _plain_width(path: str, planned: PlannedWidth) -> int:
+def _plain_width(planned: PlannedWidth) -> int:
     """The width of the weights in a plan's entry."""
     return Widths.parse(planned).weights or FULL

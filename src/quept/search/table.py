@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
 
 from quept.errors import InvalidInput
 from quept.files import read_json, write_json
 from quept.plan import Widths
+from quept.search.expansion import Expansion
 from quept.widths import Value, Width
 
 TABLE_VERSION: Final = 1
@@ -22,8 +25,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Origin(Value):
     """What a table was measured on: everything that determines its numbers, up to the machine's rounding.
 
-    `model` is the digest of what made the artifact, `data_sha256` that of the inputs. `around` is the precision of the
-    parts that are not looked at. `rows` are how many predictions count.
+    `model` is the digest of what made the artifact, `data_sha256` that of the inputs. `rows` are how many predictions
+    count.
     """
 
     metric: Metric
@@ -31,31 +34,26 @@ class Origin(Value):
     data: str
     data_sha256: Digest
     rows: Annotated[int, Field(ge=1)]
-    around: str
     keys_values: tuple[Width, ...] = ()
-
-    @property
-    def around_full(self) -> bool:
-        """Whether the other parts are at full precision."""
-        return self.around == str(Widths.parse(None))
 
 
 class SensitivityTable(Value):
     """What the model's divergence from full precision becomes when one part alone takes a width.
 
-    `parts` are the divergences, in nats per row, by path and width (`"4"`, `"w16a8"`, `"kv4"`), less `background`, that
-    with every part at `origin.around`; so they may be negative where that is not full precision.
+    `parts` are the divergences, in nats per row, by path and width (`"4"`, `"w16a8"`, `"kv4"`). `pairs` are what two
+    linears add to that together: a row of numbers for every linear and plain width, in the order of `parts`, each with
+    those before it; the first row is empty. There are none in a table that was made without.
     """
 
     format: Literal["quept-sensitivity"] = "quept-sensitivity"
     version: Literal[1] = TABLE_VERSION
     origin: Origin
-    background: float = 0.0
     parts: dict[str, dict[str, float]]
+    pairs: tuple[str, ...] = ()
 
     @field_validator("parts")
     @classmethod
-    def _check(cls, parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    def _check_parts(cls, parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for path, errors in parts.items():
             for width, error in errors.items():
                 if not math.isfinite(error):
@@ -63,6 +61,36 @@ class SensitivityTable(Value):
                 if str(Widths.parse(width)) != width:
                     raise ValueError(f"the width {width!r} of {path} is written {Widths.parse(width)}")
         return parts
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.pairs and len(self.pairs) != len(self.columns):
+            raise ValueError(f"pairs has {len(self.pairs)} rows; the linears' widths are {len(self.columns)}")
+        self.products()
+        return self
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """What the rows of `pairs` are of: path and width."""
+        return [(path, width) for path, errors in self.parts.items() for width in errors if width.isdigit()]
+
+    def products(self) -> NDArray[np.float64]:
+        """`pairs` as a symmetric matrix, `(columns, columns)`, of zeros where there are none."""
+        count = len(self.columns)
+        matrix = np.zeros((count, count))
+        for place, row in enumerate(self.pairs):
+            numbers = [float(number) for number in row.split()]
+            if len(numbers) != place or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"row {place} of pairs must hold {place} finite numbers")
+            matrix[place, :place] = matrix[:place, place] = numbers
+        return matrix
+
+    def with_pairs(self, expansion: Expansion) -> Self:
+        """The table with the pairs of an expansion around full precision, to four digits."""
+        places = {column: place for place, column in enumerate(expansion.columns)}
+        chosen = [places[column] for column in self.columns]
+        matrix = expansion.products[np.ix_(chosen, chosen)].tolist()
+        return self.updated(pairs=tuple(" ".join(f"{x:.4g}" for x in row[:place]) for place, row in enumerate(matrix)))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
