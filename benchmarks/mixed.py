@@ -5,7 +5,7 @@
 Budgets are bits per weight, scales and zero points included. At each, four plans: the least sum of sensitivities; with
 what linears add to one another; the same with every linear free; and refined by measuring. "Line" is the
 perplexity on the straight line between the uniform widths on either side, at their own bits. The table of
-sensitivities, and every plan's perplexity, stay in FOLDER and are not measured again; the results are `mixed.json`
+sensitivities, refined plans and every plan's perplexity stay in FOLDER and are not measured again; the results are `mixed.json`
 and `mixed.md`. The gradient metric is timed and compared with the exact one on `--timed-samples` windows.
 """
 
@@ -70,6 +70,8 @@ class Bench:
         self.together = architecture_of(self.manifest.architecture).together(self.model)
         self.known = options.output / "perplexities.json"
         self.perplexities: dict[str, float] = read_json(self.known, "perplexities") if self.known.exists() else {}
+        self.found = options.output / "refined.json"
+        self.plans: dict[str, Any] = read_json(self.found, "plans") if self.found.exists() else {}
 
     def table(self) -> SensitivityTable:
         origin = Origin(
@@ -89,6 +91,15 @@ class Bench:
                 self.perplexities[key] = perplexity(self.model, self.tokens, sequence_length=length).value
             write_json(self.known, self.perplexities)
         return self.perplexities[key]
+
+    def refined(self, problem: Problem, limit: int) -> Allocation:
+        """The refined plan for a limit."""
+        key = f"{limit}, {self.options.rounds} rounds"
+        if key not in self.plans:
+            found = refined(self.subject, problem, limit, self.options.rounds)[-1].allocation
+            self.plans[key] = found.plan.to_json()
+            write_json(self.found, self.plans)
+        return problem.allocation(PrecisionPlan.parse(self.plans[key], origin=str(self.found)))
 
     def gradient(self) -> dict[str, float]:
         """The gradient metric's share of the exact one's time, and their rank correlation, on the same windows."""
@@ -147,10 +158,11 @@ def main() -> None:
     rows = []
     for label, bits in [*((f"{bits:g}", bits) for bits in options.budgets), *names.items()]:
         limit = int(bits * main_problem.units + 1e-6)
+        if limit < main_problem.least:
+            continue  # below the lowest width
         found = {name: bench.row(name, problem.within(limit)) for name, problem in problems.items()}
-        tried = refined(bench.subject, main_problem, limit, options.rounds)
-        found["refined"] = bench.row("refined", tried[-1].allocation)
-        rows.append({"budget": label, "line": line(uniform, bits), "tried": len(tried), "plans": found})
+        found["refined"] = bench.row("refined", bench.refined(main_problem, limit))
+        rows.append({"budget": label, "line": line(uniform, bits), "plans": found})
         print(label, {name: round(each["perplexity"], 4) for name, each in found.items()}, flush=True)
     result = {"tokens": len(bench.tokens), "uniform": uniform, "rows": rows, "gradient": bench.gradient()}
     write_json(options.output / "mixed.json", result)

@@ -27,6 +27,7 @@ from quept.errors import InvalidInput, QueptError
 if TYPE_CHECKING:
     from quept.search.allocation import Allocation
     from quept.search.budget import Measurement
+    from quept.search.subject import Subject
 
 FRONT_BUDGETS = 12
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

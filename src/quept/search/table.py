@@ -40,9 +40,9 @@ class Origin(Value):
 class SensitivityTable(Value):
     """What the model's divergence from full precision becomes when one part alone takes a width.
 
-    `parts` are the divergences, in nats per row, by path and width (`"4"`, `"w16a8"`, `"kv4"`). `pairs` are what two
-    linears add to that together: a row of numbers for every linear and plain width, in the order of `parts`, each with
-    those before it; the first row is empty. There are none in a table that was made without.
+    `parts` are the divergences, in nats per row, by path and width (`"4"`, `"w16a8"`, `"kv4"`). `pairs` are the
+    correlations of what two linears do to the predictions: a row of numbers for every linear and plain width, in the
+    order of `parts`, each with those before it; the first row is empty. A table may be without.
     """
 
     format: Literal["quept-sensitivity"] = "quept-sensitivity"
@@ -75,22 +75,30 @@ class SensitivityTable(Value):
         return [(path, width) for path, errors in self.parts.items() for width in errors if width.isdigit()]
 
     def products(self) -> NDArray[np.float64]:
-        """`pairs` as a symmetric matrix, `(columns, columns)`, of zeros where there are none."""
+        """What two linears add to the sum of their divergences, twice, `(columns, columns)`; zeros without `pairs`.
+
+        It is their correlation times the root of both divergences. So the divergence of a plan, its own sum and that
+        over all its pairs, is never negative.
+        """
         count = len(self.columns)
         matrix = np.zeros((count, count))
         for place, row in enumerate(self.pairs):
             numbers = [float(number) for number in row.split()]
-            if len(numbers) != place or not all(map(math.isfinite, numbers)):
-                raise ValueError(f"row {place} of pairs must hold {place} finite numbers")
+            if len(numbers) != place or not all(-1 <= number <= 1 for number in numbers):
+                raise ValueError(f"row {place} of pairs must hold {place} numbers from -1 to 1")
             matrix[place, :place] = matrix[:place, place] = numbers
-        return matrix
+        roots = np.sqrt([max(self.parts[path][width], 0.0) for path, width in self.columns])
+        return np.asarray(matrix * roots[:, None] * roots)
 
     def with_pairs(self, expansion: Expansion) -> Self:
-        """The table with the pairs of an expansion around full precision, to four digits."""
+        """The table with the correlations that an expansion around full precision has, to four decimals."""
         places = {column: place for place, column in enumerate(expansion.columns)}
         chosen = [places[column] for column in self.columns]
-        matrix = expansion.products[np.ix_(chosen, chosen)].tolist()
-        return self.updated(pairs=tuple(" ".join(f"{x:.4g}" for x in row[:place]) for place, row in enumerate(matrix)))
+        matrix = expansion.products[np.ix_(chosen, chosen)]
+        roots = np.sqrt(np.diagonal(matrix))
+        matrix = matrix / np.where(roots > 0, roots, 1.0)[:, None] / np.where(roots > 0, roots, 1.0)
+        lines = matrix.clip(-1.0, 1.0).tolist()
+        return self.updated(pairs=tuple(" ".join(f"{x:.4f}" for x in row[:place]) for place, row in enumerate(lines)))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
