@@ -5,8 +5,8 @@
 Budgets are bits per weight, scales and zero points included. At each, four plans: the least sum of sensitivities; with
 what linears add to one another; the same with every linear free; and refined by measuring. "Line" is the
 perplexity on the straight line between the uniform widths on either side, at their own bits. The table of
-sensitivities, refined plans and every plan's perplexity stay in FOLDER and are not measured again; the results are `mixed.json`
-and `mixed.md`. The gradient metric is timed and compared with the exact one on `--timed-samples` windows.
+sensitivities, refined plans and every plan's perplexity stay in FOLDER and are not measured again; the results are
+`mixed.json` and `mixed.md`. The gradient metric is timed and compared with the exact one on `--timed-samples` windows.
 """
 
 import argparse

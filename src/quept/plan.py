@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self
 
+from pydantic import StrictInt
+
 from quept.errors import InvalidInput
 from quept.files import read_json, write_json
 from quept.widths import FULL, MAX_BITS, MIN_BITS, Value
@@ -134,7 +136,7 @@ class _PlanFile(Value):
 
     format: Literal["quept-plan"] = "quept-plan"
     version: Literal[1] = PLAN_VERSION
-    bits: dict[str, int | str | None]
+    bits: dict[str, StrictInt | str | None]
 
     def checked(self, origin: str) -> dict[str, PlannedWidth]:
         """The entries; `InvalidInput` names one whose width is none."""
