@@ -144,6 +144,20 @@ def test_the_gradient_metric_is_compared_with_the_exact_one(place, tmp_path, cap
     assert plan.exists()
 
 
+def test_python_plans_as_the_command_does(place, tmp_path):
+    model = quept.load(place / "artifact")
+    windows = torch.randint(96, (4, 16), generator=torch.Generator().manual_seed(0))
+    table = quept.measure_sensitivity(model, windows, tmp_path / "table.json")
+    allocation = quept.allocate(model, table, average_bits=5.5)
+    written = ("--sensitivity", tmp_path / "table.json", "-o", tmp_path / "plan.json")
+    assert run("allocate", place / "artifact", *written, "--average-bits", "5.5", "-q") == 0
+    assert quept.PrecisionPlan.read(tmp_path / "plan.json") == allocation.plan
+    with pytest.raises(quept.InvalidInput, match="another model"):
+        quept.allocate(quept.load(place / "other"), table, average_bits=5.5)
+    with pytest.raises(quept.InvalidInput, match="not loaded by quept"):
+        quept.allocate(torch.nn.Linear(2, 2), table, average_bits=5.5)
+
+
 MISTAKES = {
     "no budget": ("{a}", 2, "Give one of --average-bits"),
     "two budgets": ("{a} --average-bits 3 --max-size 1MB", 2, "Give one of --average-bits"),
