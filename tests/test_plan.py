@@ -1,9 +1,11 @@
 """How precisions are written and read."""
 
+import json
+
 import pytest
 
 from quept.errors import InvalidInput
-from quept.plan import Widths, parse_precisions
+from quept.plan import PrecisionPlan, Widths, parse_precisions
 from quept.widths import FULL
 
 
@@ -60,3 +62,70 @@ def test_keys_and_values_are_set_unless_nothing_is_said():
     assert Widths(4).with_keys_values(None) == Widths(4)
     with pytest.raises(InvalidInput):
         Widths(4).with_keys_values(1)
+
+
+LINEARS = ("blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down")
+ATTENTIONS = ("blocks.0.attention", "blocks.1.attention")
+
+
+def assigned(bits):
+    return {path: Widths.parse(each) for path, each in PrecisionPlan(bits).assigned(LINEARS, ATTENTIONS).items()}
+
+
+def test_patterns_name_parts_and_the_last_entry_counts():
+    plan = {"*": 4, "blocks.1.*": 3, "blocks.?.up": 2, "blocks.1.up": 8}
+    expected = {"blocks.0.up": 2, "blocks.0.down": 4, "blocks.1.up": 8, "blocks.1.down": 3}
+    assert assigned(plan) == {path: Widths(bits) for path, bits in expected.items()}
+    assert assigned({"blocks.1.up": 8, "*": 4})["blocks.1.up"] == Widths(4)
+    assert assigned({"blocks.[1-9].down": 2}).keys() == {"blocks.1.down"}
+
+
+def test_a_pattern_decides_on_the_kinds_that_its_width_is_of():
+    assert assigned({"*": 4}).keys() == set(LINEARS)
+    assert assigned({"*": "kv4"}).keys() == set(ATTENTIONS)
+    assert assigned({"*": "w4a4kv4"}).keys() == {*LINEARS, *ATTENTIONS}
+    assert assigned({"*": None}).keys() == {*LINEARS, *ATTENTIONS}
+    assert assigned({"blocks.0.attention": 4}).keys() == {"blocks.0.attention"}
+
+
+def test_entries_that_name_nothing_are_told():
+    plan = PrecisionPlan({"*": 4, "blocks.2.*": 4, "blocks.0.up": 2, "up": 4})
+    assert plan.unmatched([*LINEARS, *ATTENTIONS]) == ["blocks.2.*", "up"]
+
+
+def test_a_plan_reads_back_as_it_was_written(tmp_path):
+    plan = PrecisionPlan({"blocks.*": 4, "blocks.0.up": "w4a8", "blocks.1.up": None, "*": "kv4"})
+    plan.write(tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["bits"] == dict(plan.bits)
+    read = PrecisionPlan.read(tmp_path / "plan.json")
+    assert list(read.bits.items()) == list(plan.bits.items()), "order counts"
+    assert PrecisionPlan({"a": Widths(4), "b": "w16a16"}).to_json()["bits"] == {"a": 4, "b": "w16a16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "is not valid"),
+        ('{"bits": {"a": 4}, "bit": 3}', "bit: "),
+        ('{"bits": {"a": 4}, "version": 2}', "version"),
+        ('{"bits": {"a": 9}}', "at 'a': precision 9 is not possible"),
+        ('{"bits": {"a": "four"}}', "at 'a': precision 'four' cannot be read"),
+        ('{"bits": {"a": 4, "a": 3}}', "'a' stands there twice"),
+        ('{"bits": {"a": [4]}}', "bits"),
+        ('{"bits": {"a": true}}', "bits"),
+        ('{"bits": {"a": 4.5}}', "bits"),
+        ("{}", "bits"),
+    ],
+)
+def test_what_is_no_plan_is_refused_in_one_paragraph(tmp_path, text, told):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(InvalidInput, match=told) as caught:
+        PrecisionPlan.read(tmp_path / "plan.json")
+    assert "plan.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be read as a plan"):
+        PrecisionPlan.read(tmp_path / "none.json")

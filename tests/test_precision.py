@@ -117,6 +117,32 @@ def test_the_plan_in_force_sets_another_model_to_the_same_widths(model):
     assert torch.equal(other(HIDDEN), model(HIDDEN))
 
 
+def test_patterns_set_the_layers_they_name_and_one_that_names_none_is_refused(model):
+    set_precision(model, {"*": 4, "layers.1.*": 2, "*.1.down": None})
+    mixed = {**uniform(4), "layers.1.up": 2, "layers.1.down": None}
+    assert widths(model) == mixed
+    with pytest.raises(InvalidInput, match=r"does not have: \['layers\.2\.\*'\]"):
+        set_precision(model, {"*": 8, "layers.2.*": 4})
+    assert widths(model) == mixed
+    set_precision(model, {"*": 8, "layers.2.*": 4}, strict=False)
+    assert widths(model) == uniform(8)
+
+
+def test_a_width_of_keys_and_values_is_not_for_a_linear(model):
+    set_precision(model, 8)
+    with pytest.raises(InvalidInput, match=r"layers\.0\.up the width kv4, which is of keys and values"):
+        set_precision(model, {"layers.0.up": "kv4"})
+    assert widths(model) == uniform(8)
+
+
+def test_rounding_to_nearest_follows_a_plan(model):
+    with rounded_to_nearest(model, {"layers.0.*": 2}):
+        for path, layer in elastic_linears(model).items():
+            expected = layer.nearest(2) if path.startswith("layers.0") else layer.weight
+            assert torch.equal(layer.current_weight(), expected)
+    assert widths(model) == uniform(None)
+
+
 def test_a_plan_cannot_be_changed_and_does_not_follow_the_mapping_it_came_from():
     mapping = {"a": 2}
     plan = PrecisionPlan(mapping)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quept.plan import PrecisionPlan, Widths
     from quept.precision import at_precision, precision_of, set_precision
     from quept.recipes import load_recipe
+    from quept.search import allocate, measure_sensitivity
     from quept.spec import Recipe
     from quept.storage import load, save
 
@@ -27,6 +28,7 @@ _HOME = {
     "plan": ("PrecisionPlan", "Widths"),
     "precision": ("at_precision", "precision_of", "set_precision"),
     "recipes": ("load_recipe",),
+    "search": ("allocate", "measure_sensitivity"),
     "spec": ("Recipe",),
     "storage": ("load", "save"),
 }
@@ -43,11 +45,13 @@ __all__ = [
     "Recipe",
     "Report",
     "Widths",
+    "allocate",
     "at_precision",
     "calibrate",
     "evaluate_widths",
     "load",
     "load_recipe",
+    "measure_sensitivity",
     "perplexity",
     "precision_of",
     "save",

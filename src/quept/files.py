@@ -1,15 +1,17 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writing files so that they are there whole or not at all, and reading JSON that people may have edited."""
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from quept.errors import QueptError
+from quept.errors import InvalidInput, QueptError
 
 TEMPORARY = ".writing"
 
@@ -36,6 +38,33 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a read-only disk refuses this too, which must not hide the first refusal
             temporary.unlink()
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON in a file that is to be `what`, as in "a plan"; a name that stands twice is refused.
+
+    Raises `InvalidInput` where there is no such file, or it is not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_named_once)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read as {what} ({error.strerror}); check the path.") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is not {what}: it is not valid JSON ({error}). Correct it.") from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as JSON, whole or not at all; equal data gives equal bytes."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if repeated := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
+        raise ValueError(f"{repeated[0]!r} stands there twice")
+    return dict(pairs)
 
 
 def refusal(path: Path, error: Exception) -> str:

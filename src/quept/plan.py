@@ -1,13 +1,19 @@
 """Which widths each part of a model runs at."""
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Final, Literal, Self
+
+from pydantic import StrictInt
 
 from quept.errors import InvalidInput
-from quept.widths import FULL, MAX_BITS, MIN_BITS
+from quept.files import read_json, write_json
+from quept.widths import FULL, MAX_BITS, MIN_BITS, Value
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,21 @@ class Widths:
         return "".join(f"{name}{bits}" for name, bits in parts if bits is not None)
 
 
+PLAN_VERSION: Final = 1
+
 PlannedWidth = int | str | Widths | None  # of a layer: 4, "w4a8", or full precision
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """Widths for the parts of a model, by module path. A uniform width is a constant plan.
+    """Widths for the parts of a model, by module path or pattern. A uniform width is a constant plan.
+
+    In a pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Where several entries name a
+    part, the last one counts.
 
     A linear layer's is a width (4: activations as they were calibrated beside it), `"w4a8"`, or None, full precision;
-    an attention module's is the width of its keys and values, or None. Parts that are not named stay as they are.
+    an attention module's is the width of its keys and values, or None. A pattern decides on the kinds that its width
+    is of: `"*": 4` leaves keys and values alone, `"*": "kv4"` the linears. Parts that are not named stay as they are.
     """
 
     bits: Mapping[str, PlannedWidth]
@@ -80,6 +92,76 @@ class PrecisionPlan:
     def uniform(cls, paths: Iterable[str], bits: PlannedWidth) -> "PrecisionPlan":
         """The constant plan: every path at `bits`."""
         return cls(dict.fromkeys(paths, bits))
+
+    @classmethod
+    def parse(cls, data: Any, *, origin: str) -> Self:
+        """The plan in JSON values as `to_json` gives them, read from `origin`; `InvalidInput` if they hold none."""
+        return cls(_PlanFile.parse(data, origin=origin).checked(origin))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The plan in a JSON file."""
+        return cls.parse(read_json(path, "a plan"), origin=str(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dump`: widths are numbers where they are of weights alone, else `"w4a8"`; None is null."""
+        return _PlanFile(bits={name: _written(width) for name, width in self.bits.items()}).model_dump()
+
+    def write(self, path: Path) -> None:
+        """Write the plan as JSON; `read` gives it back."""
+        write_json(path, self.to_json())
+
+    def assigned(self, linears: Iterable[str], attentions: Iterable[str] = ()) -> dict[str, PlannedWidth]:
+        """The width that the plan gives each part, by path; parts that it does not name are left out."""
+        linears, attentions = list(linears), list(attentions)
+        assigned: dict[str, PlannedWidth] = {}
+        for name, planned in self.bits.items():
+            if not is_pattern(name):
+                assigned.update({name: planned} if name in linears or name in attentions else {})
+                continue
+            widths = Widths.parse(planned)
+            of_linears = widths.weights is not None or widths.activations is not None
+            named = [*(linears if of_linears else ()), *(attentions if widths.keys_values is not None else ())]
+            assigned.update({path: widths for path in named if fnmatchcase(path, name)})
+        return assigned
+
+    def unmatched(self, paths: Iterable[str]) -> list[str]:
+        """The entries that name none of `paths`, sorted."""
+        paths = list(paths)
+        return sorted(str(name) for name in self.bits if not _names_any(name, paths))
+
+
+class _PlanFile(Value):
+    """A plan as a file holds it."""
+
+    format: Literal["quept-plan"] = "quept-plan"
+    version: Literal[1] = PLAN_VERSION
+    bits: dict[str, StrictInt | str | None]
+
+    def checked(self, origin: str) -> dict[str, PlannedWidth]:
+        """The entries; `InvalidInput` names one whose width is none."""
+        for name, width in self.bits.items():
+            try:
+                Widths.parse(width)
+            except InvalidInput as error:
+                raise InvalidInput(f"{origin}, at {reprlib.repr(name)}: {error}") from None
+        return dict(self.bits)
+
+
+def is_pattern(name: object) -> bool:
+    """Whether a plan's entry is a pattern, not a path."""
+    return isinstance(name, str) and any(character in name for character in "*?[")
+
+
+def _names_any(name: object, paths: list[str]) -> bool:
+    return any(fnmatchcase(path, str(name)) for path in paths) if is_pattern(name) else name in paths
+
+
+def _written(planned: PlannedWidth) -> int | str | None:
+    if planned is None:
+        return None
+    text = str(Widths.parse(planned))
+    return int(text) if text.isdigit() else text
 
 
 def parse_precisions(text: str) -> tuple[Widths, ...]:

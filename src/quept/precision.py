@@ -1,6 +1,6 @@
 """Choosing the widths a model runs at, while it runs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -38,28 +38,19 @@ def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
     return {module.path: module for module in model.modules() if isinstance(module, AttentionProducts)}
 
 
-def set_precision(model: nn.Module, precision: Precision) -> None:
+def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True) -> None:
     """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
 
     A width is a number, for weights and for the activations that were calibrated with them, or names what it is of:
     `"w4a8"`, `"w4a4kv4"`, `"kv4"`. What is not named stays as it is, and so does the key-value cache of a generation in
-    progress. Raises `InvalidInput`, with the model untouched, for a width that was not calibrated and for a plan that
-    names unknown layers.
+    progress. Raises `InvalidInput`, with the model untouched, for a width that was not calibrated and, unless `strict`
+    is False, for a plan with entries that name nothing in the model (see `PrecisionPlan.unmatched`).
     """
     layers, attentions, products = elastic_linears(model), key_values(model), attention_products(model)
-    plan = _as_plan(precision, [*layers, *products], attentions)
-    if unknown := sorted(map(str, set(plan.bits) - set(layers) - set(attentions) - set(products))):
-        raise InvalidInput(
-            f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
-            f"{sorted(layers)[:3]}."
-        )
-    chosen = {path: _widths_of(layers[path], planned) for path, planned in plan.bits.items() if path in layers}
-    kept = {path: _kept_width(planned) for path, planned in plan.bits.items() if path in attentions}
-    operands = {
-        path: _activation_width(products[path].spec, Widths.parse(planned))
-        for path, planned in plan.bits.items()
-        if path in products
-    }
+    assigned = _assigned(precision, {**layers, **products}, attentions, strict)
+    chosen = {path: _widths_of(layers[path], planned) for path, planned in assigned.items() if path in layers}
+    kept = {path: _kept_width(planned) for path, planned in assigned.items() if path in attentions}
+    operands = {path: _width_of(products[path], planned) for path, planned in assigned.items() if path in products}
     if any(bits is not None for bits in (*kept.values(), *operands.values())):
         install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
     for path, (bits, activation_bits) in chosen.items():
@@ -89,17 +80,21 @@ def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
 
 
 @contextmanager
-def rounded_to_nearest(model: nn.Module, precision: int | str | Widths) -> Iterator[None]:
-    """Run the enclosed code with plain rounding to nearest: the baseline, at the same granularity."""
-    layers, named = list(elastic_linears(model).values()), Widths.parse(precision)
-    widths = [_widths_of(layer, precision) for layer in layers]
-    kept = Widths(keys_values=named.keys_values)
+def rounded_to_nearest(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Run the enclosed code with plain rounding to nearest: the baseline, at the same granularity.
+
+    Linears that `precision` does not name run at full precision.
+    """
+    layers, attentions, products = elastic_linears(model), key_values(model), attention_products(model)
+    assigned = _assigned(precision, {**layers, **products}, attentions)
     with ExitStack() as stack:
-        stack.enter_context(at_precision(model, kept))
-        for layer, (bits, activation_bits) in zip(layers, widths, strict=True):
+        stack.enter_context(at_precision(model, {path: assigned[path] for path in attentions if path in assigned}))
+        for path, layer in layers.items():
+            bits, activation_bits = _widths_of(layer, assigned[path]) if path in assigned else (None, None)
             stack.enter_context(nearest([layer], bits, activation_bits))
-        for each in attention_products(model).values():
-            stack.enter_context(nearest([], None, _activation_width(each.spec, named), [each]))
+        for path, each in products.items():
+            width = _width_of(each, assigned[path]) if path in assigned else None
+            stack.enter_context(nearest([], None, width, [each]))
         yield
 
 
@@ -111,19 +106,28 @@ def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights
     return residency
 
 
-def _as_plan(precision: Precision, linears: Iterable[str], attentions: Iterable[str]) -> PrecisionPlan:
+def _assigned(
+    precision: Precision, linears: Mapping[str, object], attentions: Mapping[str, object], strict: bool = True
+) -> dict[str, PlannedWidth]:
+    """The width that each part named by `precision` gets, by path."""
     if isinstance(precision, PrecisionPlan):
-        return precision
-    if isinstance(precision, Mapping):
-        return PrecisionPlan(precision)
-    widths = Widths.parse(precision)
-    named = [*(linears if widths.weights is not None else ()), *(attentions if widths.keys_values is not None else ())]
-    return PrecisionPlan(dict.fromkeys(named, widths))
+        plan = precision
+    else:
+        plan = PrecisionPlan(precision if isinstance(precision, Mapping) else {"*": Widths.parse(precision)})
+        strict = strict and isinstance(precision, Mapping)
+    if strict and (unknown := plan.unmatched([*linears, *attentions])):
+        raise InvalidInput(
+            f"The plan names layers that the model does not have: {unknown[:5]}; it has for example "
+            f"{sorted(linears)[:3]}. Patterns are written with *, as in 'model.layers.0.*'."
+        )
+    return plan.assigned(linears, attentions)
 
 
 def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tuple[int | None, int | None]:
     """The widths of a layer's weights and inputs that a plan's entry means; None is full precision."""
     widths = Widths.parse(planned)
+    if widths.weights is None and widths.activations is None:
+        raise InvalidInput(f"The plan gives the linear {layer.path} the width {widths}, which is of keys and values.")
     calibrated = Activations() if layer.input is None else layer.input.spec
     if layer.spec.fixed:
         (only,) = layer.spec.groups.bits
@@ -152,6 +156,11 @@ def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
             )
         )
     return widths.activations
+
+
+def _width_of(products: AttentionProducts, planned: PlannedWidth) -> int | None:
+    """The width of an attention's operands that a plan's entry means; None is full precision."""
+    return _activation_width(products.spec, Widths.parse(planned))
 
 
 def _kept_width(planned: PlannedWidth) -> int | None:

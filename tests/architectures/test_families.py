@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 from transformers import BloomConfig, BloomForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import quept

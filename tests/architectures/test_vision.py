@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import VISION
+from families import VISION
 from safetensors.torch import load_file
 from torch import nn
 

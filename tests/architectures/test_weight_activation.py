@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 
 import quept
 from quept.architectures import architecture_of

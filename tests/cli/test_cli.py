@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run
+from families import run
 
 import quept
 from quept.storage.manifest import record_files

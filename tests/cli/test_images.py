@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run
+from families import run
 from PIL import Image
 
 import quept

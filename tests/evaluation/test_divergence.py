@@ -39,7 +39,7 @@ def test_a_model_does_not_diverge_from_itself_and_diverges_in_one_direction():
 def test_batches_and_chunks_do_not_matter(batch, chunk, monkeypatch):
     expected = divergence(table(1), table(2), TOKENS, sequence_length=LENGTH)
     module = importlib.import_module("quept.evaluation.divergence")  # the package shows the function of that name
-    monkeypatch.setattr(module, "_LOGITS_PER_CHUNK", chunk * VOCABULARY)
+    monkeypatch.setattr(module, "_LOGITS_IN_CACHE", chunk * VOCABULARY)
     seen = []
     found = divergence(
         table(1), table(2), TOKENS, sequence_length=LENGTH, batch_size=batch, progress=lambda *at: seen.append(at)

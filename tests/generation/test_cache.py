@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 from transformers import DynamicCache
 
 from quept.architectures import architecture_of

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILIES
+from families import FAMILIES
 
 import quept
 from quept.architectures import Place, architecture_of

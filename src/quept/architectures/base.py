@@ -145,6 +145,11 @@ class Architecture:
         together = {path: site.consumers for site in self.sites for path in site.consumers}
         return tuple(dict.fromkeys(together.get(path, (path,)) for path in self.linears))
 
+    def together(self, model: nn.Module) -> list[tuple[str, ...]]:
+        """The linears of a model that read the same tensor, by module path: engines fuse them, at one width."""
+        blocks = range(len(self.block_list(model)))
+        return [tuple(f"{self.block_path(index)}.{path}" for path in each) for index in blocks for each in self.inputs]
+
     @property
     def widened(self) -> tuple[str, ...]:
         """Parameters of a block that need float32 to take a scale in: powers of two are not exact beside an offset."""

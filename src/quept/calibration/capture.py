@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quept.architectures import Architecture
 from quept.architectures.checkpoint import cast_parameters, quiet
+from quept.nn.standin import StandIn
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,24 @@ class _Reached(Exception):
     """All blocks were called, and what follows is not of interest."""
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: records how it is called and hands the hidden states on, or others in their place.
+class _Recorder(StandIn):
+    """Stands in for a block, and records how it is called.
 
     One that `stops` ends the run of the model by raising `_Reached`: hidden states may not be of the shape that what
-    follows expects. `outputs` is how many things the block returns, or 0 where it is the hidden states alone.
+    follows expects.
     """
 
     def __init__(self, block: nn.Module, outputs: int) -> None:
-        super().__init__()
-        # What the model may read while it loops over blocks: plain attributes, and whether there is a child.
-        self.__dict__.update({k: v for k, v in vars(block).items() if k not in vars(self)})
-        self.__dict__.update({k: None if v is None else True for k, v in block._modules.items()})
-        self.outputs, self.stops = outputs, False
+        super().__init__(block, outputs=outputs)
+        self.stops = False
         self.call: BlockCall | None = None
-        self.replacement: Tensor | None = None
         self.hidden: Tensor | None = None
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.call, self.hidden = BlockCall(args, kwargs), hidden
         if self.stops:
             raise _Reached
-        states = hidden if self.replacement is None else self.replacement
-        return (states, *[None] * (self.outputs - 1)) if self.outputs else states
+        return super().forward(hidden)
 
 
 def _without_blocks(

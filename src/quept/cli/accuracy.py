@@ -1,6 +1,6 @@
 """Image classifiers on the command line: what `quept evaluate` measures of them, and how it is shown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -9,7 +9,7 @@ from quept.cli.console import bar, clean, show_table, size
 
 if TYPE_CHECKING:
     from quept.evaluation import AccuracyEvaluation, Comparison
-    from quept.plan import Widths
+    from quept.plan import PrecisionPlan, Widths
     from quept.plots import Point
 
 
@@ -19,6 +19,7 @@ def measure_accuracy(
     data: str,
     precisions: "Sequence[Widths]",
     *,
+    plans: "Mapping[str, PrecisionPlan]",
     calibrated: bool,
     baseline: bool,
     stored: Any,
@@ -39,6 +40,7 @@ def measure_accuracy(
             model,
             source.batches(batch_size, limit=limit),
             precisions if calibrated or baseline else (),
+            plans=plans if calibrated or baseline else {},
             calibrated=calibrated,
             baseline=baseline,
             stored=stored,
@@ -81,13 +83,13 @@ def error_points(evaluation: "AccuracyEvaluation") -> "tuple[float, tuple[Point,
 
     points = tuple(
         Point(
-            result.bits,
+            int(result.bits),
             error(result.calibrated),
             None if result.baseline is None else error(result.baseline),
             result.bytes,
         )
         for result in evaluation.results
-        if result.calibrated is not None and result.precision == str(result.bits)
+        if result.calibrated is not None and result.precision.isdigit()
     )
     return 100 * (1 - evaluation.full_precision.top1), points
 

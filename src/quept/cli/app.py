@@ -8,7 +8,7 @@ import sys
 import typer
 
 from quept import __version__
-from quept.cli import calibrate, demo, evaluate, generate, info
+from quept.cli import allocate, calibrate, demo, evaluate, generate, info, sensitivity
 from quept.cli.console import fail
 from quept.errors import QueptError
 
@@ -22,7 +22,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (calibrate.calibrate, evaluate.evaluate, generate.generate, info.info, demo.demo):
+COMMANDS = (
+    calibrate.calibrate,
+    evaluate.evaluate,
+    generate.generate,
+    info.info,
+    sensitivity.sensitivity,
+    allocate.allocate,
+    demo.demo,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

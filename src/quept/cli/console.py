@@ -60,6 +60,13 @@ def check_target(option: str, path: Path | None) -> None:
         raise InvalidInput(f"{option} {str(path)!r} is not a file in an existing directory; choose another.")
 
 
+def check_plot(option: str, path: Path | None) -> None:
+    """`InvalidInput` unless a plot could be written at `path`."""
+    if path is not None and path.suffix not in (".png", ".html"):
+        raise InvalidInput(f"The plot {path} must end in .png or .html.")
+    check_target(option, path)
+
+
 def out(quiet: bool, json_file: Path | None = None) -> Console:
     """The console for results; silent where JSON goes to standard output."""
     return Console(quiet=quiet or str(json_file) == "-", highlight=False, soft_wrap=True, markup=False)

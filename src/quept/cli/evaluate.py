@@ -1,5 +1,6 @@
 """`quept evaluate`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from quept.cli.console import (
     ModelDtype,
     Quiet,
     bar,
+    check_plot,
     check_target,
     figure,
     out,
@@ -44,6 +46,10 @@ def evaluate(
     ] = None,
     kv_bits: Annotated[
         int | None, typer.Option(help="Width of keys and values, 2 to 8. Default: full precision.")
+    ] = None,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A plan by quept allocate, or one of your own; may be given several times."),
     ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also plain rounding to nearest, at the same granularity.")
@@ -77,15 +83,14 @@ def evaluate(
     Works on artifacts, and on plain Hugging Face models, for which it measures full precision and, with
     [bold]--baseline[/], what rounding does to them.
     """
-    if plot is not None and plot.suffix not in (".png", ".html"):
-        raise InvalidInput(f"The plot {plot} must end in .png or .html.")
-    check_target("--plot", plot)
+    check_plot("--plot", plot)
     check_target("--json", json_file)
     evaluation = measure(
         model,
         data,
         bits=bits,
         kv_bits=kv_bits,
+        plans=plan or (),
         baseline=baseline,
         sequence_length=sequence_length,
         stride=stride,
@@ -110,6 +115,7 @@ def measure(
     *,
     bits: str | None = None,
     kv_bits: int | None = None,
+    plans: Sequence[Path] = (),
     baseline: bool = False,
     sequence_length: int | None = None,
     stride: int | None = None,
@@ -125,11 +131,19 @@ def measure(
     """What `quept evaluate` measures, with its progress; see there for the arguments."""
     from quept.data import token_stream
     from quept.evaluation import evaluate_widths
-    from quept.plan import parse_precisions
+    from quept.plan import PrecisionPlan, parse_precisions
 
-    wanted = None if bits is None else parse_precisions(bits)
+    if plans and kv_bits is not None:
+        raise InvalidInput(
+            '--kv-bits is not for plans, which say so themselves: add an entry like "model.layers.*": "kv4".'
+        )
+    named = {str(path): PrecisionPlan.read(path) for path in plans}
+    wanted = () if bits is None and plans else None if bits is None else parse_precisions(bits)
     opened = open_any(model, recipe, device, dtype)
-    precisions = [widths.with_keys_values(kv_bits) for widths in wanted or _all_widths(opened.model)]
+    if named and not opened.calibrated and not baseline:
+        raise InvalidInput(f"Plans are for artifacts, which {model} is not; with --baseline it is rounded by them.")
+    chosen = _all_widths(opened.model) if wanted is None else wanted
+    precisions = [widths.with_keys_values(kv_bits) for widths in chosen]
     if opened.task == "image-classification":
         _refuse_text_options(kv_bits=kv_bits, sequence_length=sequence_length, stride=stride, max_tokens=max_tokens)
         return measure_accuracy(
@@ -137,6 +151,7 @@ def measure(
             opened.processor,
             data,
             precisions,
+            plans=named,
             calibrated=opened.calibrated,
             baseline=baseline,
             stored=opened.stored,
@@ -152,6 +167,7 @@ def measure(
             opened.model,
             tokens,
             precisions if opened.calibrated or baseline else (),
+            plans=named,
             sequence_length=opened.sequence_length if sequence_length is None else sequence_length,
             stride=stride,
             calibrated=opened.calibrated,
@@ -262,9 +278,9 @@ def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) 
     else:
         metric, full_precision = evaluation.metric, evaluation.full_precision
         points = tuple(
-            Point(result.bits, result.perplexity, result.baseline, result.bytes)
+            Point(int(result.bits), result.perplexity, result.baseline, result.bytes)
             for result in evaluation.results
-            if result.perplexity is not None and result.precision == str(result.bits)
+            if result.perplexity is not None and result.precision.isdigit()
         )
     if not points:
         raise InvalidInput(

@@ -1,6 +1,7 @@
 """`quept generate`."""
 
 import copy
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,9 @@ def generate(
     bits: Annotated[
         str | None,
         typer.Option(help="The width to run at: 4, w4a8 or w4a4kv4. Default: full precision."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run by a plan instead, layer by layer; see quept allocate.")
     ] = None,
     kv_bits: Annotated[
         int | None, typer.Option(help="Width at which keys and values are kept, 2 to 8. Default: full precision.")
@@ -40,24 +44,28 @@ def generate(
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
     from quept.generation import KeyValueCache
-    from quept.plan import Widths
+    from quept.plan import PrecisionPlan, Widths
+    from quept.precision import key_values, set_precision
     from quept.storage import load
     from quept.widths import FULL
 
     check_target("--json", json_file)
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise InvalidInput("The prompt is not valid text in this terminal's encoding; give UTF-8.")
-    precision = Widths.parse(bits).with_keys_values(kv_bits)
-    if kv_recent and precision.keys_values in (None, FULL):
+    if plan is not None and bits is not None:
+        raise InvalidInput("--bits and --plan both say what to run at; give one of the two.")
+    precision = (Widths() if plan is not None else Widths.parse(bits)).with_keys_values(kv_bits)
+    if kv_recent and plan is None and precision.keys_values in (None, FULL):
         raise InvalidInput(
             "--kv-recent leaves some of what --kv-bits rounds in full precision; give --kv-bits as well."
         )
-    model = load(directory, precision, device=device)
+    model = load(directory, None if plan is None else PrecisionPlan.read(plan), device=device)
     if architecture_of(model.config.model_type).task != "text-generation":
         raise InvalidInput(
             f"{directory} holds a {model.config.model_type} model, which classifies images and generates no text; see "
             "quept evaluate."
         )
+    set_precision(model, precision)
     tokenizer = open_tokenizer(directory)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if not inputs["input_ids"].numel():
@@ -82,13 +90,15 @@ def generate(
         pad_token_id=settings.pad_token_id if settings.pad_token_id is not None else ends[0],
     )
     streamer = None if quiet or str(json_file) == "-" else TextStreamer(tokenizer, skip_special_tokens=True)
-    cache = KeyValueCache(model, kv_recent) if precision.keys_values not in (None, FULL) else None
+    packed = any(each.bits is not None for each in key_values(model).values())
+    cache = KeyValueCache(model, kv_recent) if packed else None
     if cache is not None:
         inputs["past_key_values"] = cache
     with torch.inference_mode(), transformers_quiet():
         tokens = model.generate(**inputs, generation_config=settings, streamer=streamer)
     text = tokenizer.decode(tokens[0], skip_special_tokens=True)
-    report: dict[str, Any] = {"precision": str(precision), "prompt": prompt, "text": text, "tokens": tokens[0].tolist()}
+    named = str(precision) if plan is None else str(plan)
+    report: dict[str, Any] = {"precision": named, "prompt": prompt, "text": text, "tokens": tokens[0].tolist()}
     if cache is not None:
         held, plain = cache.bytes(), cache.bytes_at(torch.bfloat16)
         report["cache"] = {"tokens": cache.get_seq_length(), "bytes": held, "bfloat16_bytes": plain}

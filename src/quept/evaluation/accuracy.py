@@ -1,7 +1,7 @@
 """How many images a classifier gets right: alone, beside another, and at each of its widths."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,8 +13,8 @@ from torch import Tensor
 from quept.errors import InvalidInput
 from quept.evaluation.perplexity import eval_mode
 from quept.evaluation.widths import named
-from quept.nn.size import full_precision_bytes, packed_bytes
-from quept.plan import Widths
+from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
+from quept.plan import PrecisionPlan, Widths
 from quept.precision import at_precision, rounded_to_nearest
 from quept.widths import FULL
 
@@ -68,10 +68,11 @@ class Comparison:
 class WidthAccuracy:
     """One precision beside full precision: as calibrated and rounded to nearest, and the bytes when packed at it.
 
-    `bits` is the width of the weights; `precision` names it, and the others that were asked for, as in `w4a8`.
+    `bits` is the width of the weights, and of a plan the mean over them; `precision` names it, and the others that were
+    asked for, as in `w4a8`, or is the plan's name.
     """
 
-    bits: int
+    bits: float
     precision: str
     calibrated: Comparison | None
     baseline: Comparison | None
@@ -160,6 +161,7 @@ def evaluate_accuracy(
     batches: Batches,
     precisions: Sequence[int | str | Widths],
     *,
+    plans: Mapping[str, PrecisionPlan] | None = None,
     calibrated: bool = True,
     baseline: bool = False,
     stored: torch.dtype | None = None,
@@ -175,6 +177,7 @@ def evaluate_accuracy(
         model: An image classifier with elastic layers.
         batches: Pixels and labels.
         precisions: Which to measure.
+        plans: To be measured as well, by name.
         calibrated: False leaves out the calibrated widths (for a model that was not).
         baseline: True adds plain rounding to nearest at the same granularity.
         stored: The checkpoint's dtype, for the sizes; None is the one that the model is held in.
@@ -184,18 +187,22 @@ def evaluate_accuracy(
     Raises:
         InvalidInput: As `accuracy`; a width that the model does not have.
     """
-    wanted = [Widths.parse(precision) for precision in precisions]
-    for widths in wanted:
-        with at_precision(model, widths):  # a width that is not there is told now, not after minutes
-            pass
+    parsed = [Widths.parse(precision) for precision in precisions]
+    wanted: list[tuple[str, str, Widths | PrecisionPlan]] = [(str(each), named(each), each) for each in parsed]
+    wanted += [(name, name, plan) for name, plan in (plans or {}).items()]
+    packed: dict[str, tuple[float, int]] = {}
+    for name, _, precision in wanted:
+        with at_precision(model, None), at_precision(model, precision):  # one that is not there is told now
+            bits = precision.weights or FULL if isinstance(precision, Widths) else mean_bits(model)
+            packed[name] = bits, current_bytes(model, stored or model.dtype)
     full = _Measure("full precision", nullcontext)
     rounded = {
-        widths: _Measure(f"{named(widths)}, rounding", partial(rounded_to_nearest, model, widths))
-        for widths in (wanted if baseline else ())
+        name: _Measure(f"{label}, rounding", partial(rounded_to_nearest, model, precision))
+        for name, label, precision in (wanted if baseline else ())
     }
     own = {
-        widths: _Measure(named(widths), partial(at_precision, model, widths))
-        for widths in (wanted if calibrated else ())
+        name: _Measure(label, partial(at_precision, model, precision))
+        for name, label, precision in (wanted if calibrated else ())
     }
     classify = classifier(model)
     with eval_mode(model), torch.inference_mode():
@@ -213,13 +220,13 @@ def evaluate_accuracy(
         images=full.tally.images,
         results=tuple(
             WidthAccuracy(
-                widths.weights or FULL,
-                str(widths),
-                own[widths].tally.comparison() if widths in own else None,
-                rounded[widths].tally.comparison() if widths in rounded else None,
-                packed_bytes(model, widths.weights or FULL, stored or model.dtype),
+                packed[name][0],
+                name,
+                own[name].tally.comparison() if name in own else None,
+                rounded[name].tally.comparison() if name in rounded else None,
+                packed[name][1],
             )
-            for widths in wanted
+            for name, _, _ in wanted
         ),
     )
 

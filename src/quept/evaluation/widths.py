@@ -1,6 +1,6 @@
 """A model's perplexity and size at each width, beside full precision and plain rounding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from quept.evaluation.perplexity import perplexity
-from quept.nn.size import full_precision_bytes, packed_bytes
-from quept.plan import Widths
+from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
+from quept.plan import PrecisionPlan, Widths
 from quept.precision import at_precision, rounded_to_nearest
-from quept.widths import FULL
 
 
 @dataclass(frozen=True)
 class WidthResult:
     """One precision: perplexity as calibrated and rounded to nearest, and the model's bytes when packed at it.
 
-    `bits` is the width of the weights; `precision` names it, and the others that were asked for, as in `w4a8`.
+    `bits` is the width of the weights, and of a plan the mean over them; `precision` names it, and the others that were
+    asked for, as in `w4a8`, or is the plan's name.
     """
 
-    bits: int
+    bits: float
     precision: str
     perplexity: float | None
     baseline: float | None
@@ -50,6 +50,7 @@ def evaluate_widths(
     tokens: Tensor,
     precisions: Sequence[int | str | Widths],
     *,
+    plans: Mapping[str, PrecisionPlan] | None = None,
     sequence_length: int,
     stride: int | None = None,
     calibrated: bool = True,
@@ -59,14 +60,16 @@ def evaluate_widths(
 ) -> Evaluation:
     """Perplexity of an elastic model at full precision and at each of some precisions, on the same tokens.
 
-    `calibrated=False` leaves out the calibrated widths (for a model that was not), `baseline=True` adds plain
-    rounding to nearest at the same granularity. `stored` is the checkpoint's dtype, for the sizes (None: the dtype
-    that the model is held in). `progress` is told what is measured, windows done and in total.
+    `plans` are measured as well, by name. `calibrated=False` leaves out the calibrated widths (for a model that was
+    not), `baseline=True` adds plain rounding to nearest at the same granularity. `stored` is the checkpoint's dtype,
+    for the sizes (None: the dtype that the model is held in). `progress` is told what is measured, windows done and in
+    total. What a precision does not name runs at full precision.
     """
-
-    wanted = [Widths.parse(precision) for precision in precisions]
-    for widths in wanted:
-        with at_precision(model, widths):  # a width that is not there is told now, not after minutes
+    parsed = [Widths.parse(precision) for precision in precisions]
+    wanted: list[tuple[str, str, Widths | PrecisionPlan]] = [(str(each), named(each), each) for each in parsed]
+    wanted += [(name, name, plan) for name, plan in (plans or {}).items()]
+    for _, _, precision in wanted:
+        with at_precision(model, precision):  # a width that is not there is told now, not after minutes
             pass
 
     def measure(label: str) -> float:
@@ -75,19 +78,18 @@ def evaluate_widths(
 
     with at_precision(model, None):
         full_precision = measure("full precision")
-        rounded: dict[Widths, float] = {}
-        for widths in wanted if baseline else ():
-            with rounded_to_nearest(model, widths):
-                rounded[widths] = measure(f"{named(widths)}, rounding")
     results = []
-    for widths in wanted:
-        value = None
-        if calibrated:
-            with at_precision(model, None), at_precision(model, widths):
-                value = measure(named(widths))
-        bits = widths.weights or FULL
-        bytes_ = packed_bytes(model, bits, stored or model.dtype)
-        results.append(WidthResult(bits, str(widths), value, rounded.get(widths), bytes_))
+    for name, label, precision in wanted:
+        value = rounded = None
+        with at_precision(model, None):
+            if baseline:
+                with rounded_to_nearest(model, precision):
+                    rounded = measure(f"{label}, rounding")
+            with at_precision(model, precision):
+                bits, bytes_ = mean_bits(model), current_bytes(model, stored or model.dtype)
+                if calibrated:
+                    value = measure(label)
+        results.append(WidthResult(bits, name, value, rounded, bytes_))
     return Evaluation(
         metric="perplexity",
         full_precision=full_precision,

@@ -3,6 +3,8 @@
 `stored` is the dtype the checkpoint keeps its weights in; a model may be held in another one while it runs.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -13,27 +15,53 @@ SCALE_BYTES = 2  # float16
 
 
 def packed_bytes(model: nn.Module, bits: int, stored: torch.dtype) -> int:
-    """Bytes of the model with every elastic weight packed at `bits`.
+    """Bytes of the model with every elastic weight packed at `bits`; see `linear_bits` for what counts.
 
-    Counts `bits` per weight, and per scale two bytes and a zero point of `bits`; biases, norms and embeddings in the
-    stored dtype, tied weights once. This is the size at that width alone; an artifact holds the master weights.
+    Biases, norms and embeddings count in the stored dtype, tied weights once. This is the size at that width alone; an
+    artifact holds the master weights.
     """
-    if bits == FULL:
-        return full_precision_bytes(model, stored)
-    weights, scales = 0, 0
-    for layer in _elastic(model):
-        weights += layer.weight.numel()
-        scales += layer.out_features * layer.scales_per_row(bits)
-    return _unquantized(model) * stored.itemsize + ((weights + scales) * bits + 7) // 8 + scales * SCALE_BYTES
+    return _whole(model, (linear_bits(layer, bits, stored) for layer in _elastic(model)), stored)
+
+
+def current_bytes(model: nn.Module, stored: torch.dtype) -> int:
+    """The same with every weight packed at the width that its layer runs at now."""
+    return _whole(model, (linear_bits(layer, layer.bits or FULL, stored) for layer in _elastic(model)), stored)
+
+
+def mean_bits(model: nn.Module) -> float:
+    """The mean width over all elastic weights that the model runs at now; a whole number where all have the same."""
+    layers = _elastic(model)
+    total = sum((layer.bits or FULL) * layer.weight.numel() for layer in layers)
+    return total / sum(layer.weight.numel() for layer in layers)
 
 
 def full_precision_bytes(model: nn.Module, stored: torch.dtype) -> int:
     """Bytes of the model before calibration."""
-    return (_unquantized(model) + sum(layer.weight.numel() for layer in _elastic(model))) * stored.itemsize
+    return packed_bytes(model, FULL, stored)
+
+
+def unquantized_bytes(model: nn.Module, stored: torch.dtype) -> int:
+    """Bytes of what no width changes: parameters outside the elastic layers, and those layers' biases."""
+    return _whole(model, (), stored)
+
+
+def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
+    """Bits, not bytes, that a layer's weight takes when it is packed at a width without waste.
+
+    `bits` per weight, and per scale two bytes and a zero point of `bits`. Adapters and rounding planes are in the codes
+    already, and clipping is in the scales: they take nothing beside them. At full precision, the weight in `stored`.
+    """
+    if bits == FULL:
+        return layer.weight.numel() * stored.itemsize * 8
+    scales = layer.out_features * layer.scales_per_row(bits)
+    return (layer.weight.numel() + scales) * bits + scales * SCALE_BYTES * 8
+
+
+def _whole(model: nn.Module, linears: Iterable[int], stored: torch.dtype) -> int:
+    return _unquantized(model) * stored.itemsize + (sum(linears) + 7) // 8
 
 
 def _unquantized(model: nn.Module) -> int:
-    """Parameters outside the elastic layers, and those layers' biases."""
     elastic = {id(value) for layer in _elastic(model) for value in layer.parameters() if value is not layer.bias}
     return sum(value.numel() for value in model.parameters() if id(value) not in elastic)
 

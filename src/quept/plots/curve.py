@@ -92,6 +92,11 @@ def axis_of(curve: Curve) -> Axis:
     """Return a vertical axis with room for every value that can be drawn, and for marks at the top edge."""
     lines = series_of(curve)
     values = [value for line in lines for _, value in line.values] + [curve.full_precision]
+    return axis_over(values, marks=any(line.off_scale for line in lines))
+
+
+def axis_over(values: Iterable[float], marks: bool = False) -> Axis:
+    """Return a vertical axis with room for the values that can be drawn and, with `marks`, for marks at the top."""
     drawn = [value for value in values if drawable(value)]
     if not drawn:
         return Axis(0.0, 1.0, log=False, ticks=())
@@ -100,7 +105,7 @@ def axis_of(curve: Curve) -> Axis:
     # The second term keeps nearly equal values from being magnified until rounding noise looks like a slope.
     margin = max(0.06 * (high - low), 0.01 * abs(high)) or 1.0
     low, high = low - margin, high + margin
-    if any(line.off_scale for line in lines):
+    if marks:
         high += 0.18 * (high - low)
     if log:
         return Axis(10.0**low, 10.0**high, log, tuple((tick, f"{tick:,g}") for tick in _log_ticks(low, high)))

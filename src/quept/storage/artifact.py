@@ -64,7 +64,7 @@ def load(
     """
     directory = Path(directory).expanduser().resolve()
     manifest = read_manifest(directory, verify=verify)
-    model = _empty_model(directory, manifest)
+    model = open_skeleton(directory, manifest)
     _fill(model, read_shards(directory / name for name in manifest.shards()), cast_to=dtype, verify=verify)
     model.to(choose_device(device)).eval()
     model.requires_grad_(False)
@@ -130,8 +130,9 @@ def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
     return model
 
 
-def _empty_model(directory: Path, manifest: Manifest) -> Any:
+def open_skeleton(directory: str | Path, manifest: Manifest) -> Any:
     """The artifact's model without weights; `CorruptArtifact` if its configuration is not one."""
+    directory = Path(directory)
     try:
         architecture_of(manifest.architecture)
         with quiet():

@@ -1,0 +1,99 @@
+"""Plans that are measured as they are: the smallest that is accurate enough, and the front of accuracy and size."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from quept.errors import InvalidInput
+from quept.plan import PrecisionPlan
+from quept.search.allocation import Allocation, Problem
+from quept.search.expansion import expand
+from quept.search.sensitivity import divergence_of
+from quept.search.subject import Subject
+
+Measure = Callable[[PrecisionPlan], float]  # a plan over all linears to what it costs in accuracy: lower is better
+
+RESOLUTION = 0.01  # bits per weight, to which the smallest budget is found
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A plan, and what was measured of it."""
+
+    allocation: Allocation
+    value: float
+
+
+def refined(
+    subject: Subject, problem: Problem, limit: int, rounds: int, progress: Callable[[int], None] | None = None
+) -> list[Measurement]:
+    """Improve the plan for a limit by what it does to the model; the plans that were tried, the best one last.
+
+    The better of the plan and the widest uniform one is the first. In every round the divergence is expanded around the
+    best plan so far, the best change by that expansion is made and measured, and kept if it lowers the divergence; the
+    first that does not ends the search. `progress` is told rounds done.
+    """
+
+    def measured(allocation: Allocation) -> Measurement:
+        return Measurement(allocation, divergence_of(subject, allocation.plan))
+
+    starts = {str(each.plan.bits): each for each in (problem.within(limit), *problem.uniform(limit))}
+    tried = sorted(map(measured, starts.values()), key=lambda each: -each.value)
+    for done in range(rounds):
+        best = tried[-1]
+        proposal = problem.improved(best.allocation.plan, expand(subject, best.allocation.plan), limit)
+        if any(each.allocation.plan == proposal.plan for each in tried):
+            break
+        found = measured(proposal)
+        if progress is not None:
+            progress(done + 1)
+        if not found.value < best.value:
+            tried.insert(0, found)
+            break
+        tried.append(found)
+    return tried
+
+
+def smallest(problem: Problem, measure: Measure, most: float, *, resolution: float = RESOLUTION) -> list[Measurement]:
+    """Find the smallest budget whose plan measures at most `most`, by bisection; every plan that was measured, in turn.
+
+    The last one is the answer. Measurements need not fall evenly with the budget, so a smaller plan that would do as
+    well can be missed; the answer's own measurement always holds. Raises `InvalidInput` if even the largest budget's
+    plan measures more.
+    """
+    step = resolution * problem.units
+    tried = [_measured(problem, problem.most, measure)]
+    if not tried[0].value <= most:
+        raise InvalidInput(
+            f"No plan reaches {most:g}: the best that the allowed widths give measures {tried[0].value:.6g}. Allow "
+            "wider ones, or raise the limit."
+        )
+    answer = tried[0]
+    low, high = problem.least, problem.most
+    tried.append(_measured(problem, low, measure))
+    if tried[-1].value <= most:
+        return tried
+    while high - low > step:
+        middle = (low + high) // 2
+        found = _measured(problem, middle, measure, tried)
+        tried.append(found)
+        if found.value <= most:
+            high, answer = problem.cost(found.allocation.plan), found
+        else:
+            low = middle
+    return [*(each for each in tried if each is not answer), answer]
+
+
+def front(problem: Problem, measure: Measure, limits: Sequence[int]) -> list[Measurement]:
+    """The plans for some limits, in the problem's units, each measured; plans that repeat are left out."""
+    found: list[Measurement] = []
+    for limit in limits:
+        allocation = problem.within(limit)
+        if all(each.allocation.plan != allocation.plan for each in found):
+            found.append(Measurement(allocation, measure(allocation.plan)))
+    return found
+
+
+def _measured(problem: Problem, limit: int, measure: Measure, known: Sequence[Measurement] = ()) -> Measurement:
+    allocation = problem.within(limit)
+    same = [each.value for each in known if each.allocation.plan == allocation.plan]
+    return Measurement(allocation, same[0] if same else measure(allocation.plan))

@@ -1,0 +1,69 @@
+"""What widths cost in bytes, and how much a plan may."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from quept.errors import InvalidInput
+from quept.nn.size import linear_bits, unquantized_bytes
+from quept.precision import elastic_linears
+from quept.widths import FULL
+
+Count = Literal["bytes", "layers"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model's linears occupy, by path: how many weights, and bits in storage by width.
+
+    Bits in storage are codes, scales and zero points; see `quept.nn.size.linear_bits`. `outside` are the bytes of what
+    no width changes.
+    """
+
+    weights: Mapping[str, int]
+    bits: Mapping[str, Mapping[int, int]]
+    outside: int
+
+    @classmethod
+    def of(cls, model: Any, stored: torch.dtype) -> "Costs":
+        """Those of a model, which needs no weights for it; `stored` is the checkpoint's dtype."""
+        linears = elastic_linears(model)
+        return cls(
+            weights={path: layer.weight.numel() for path, layer in linears.items()},
+            bits={
+                path: {bits: linear_bits(layer, bits, stored) for bits in (*layer.spec.groups.bits, FULL)}
+                for path, layer in linears.items()
+            },
+            outside=unquantized_bytes(model, stored),
+        )
+
+    def average_bits(self, bits: int) -> float:
+        """Bits in storage by the number of weights."""
+        return bits / sum(self.weights.values())
+
+    def model_bytes(self, bits: int) -> int:
+        """Bytes of the whole model whose linears take so many bits."""
+        return self.outside + (bits + 7) // 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a plan may take: an average width, as `count` has it, or bytes of the whole model.
+
+    Counted in bytes, the average is bits in storage, scales and zero points included, over the weights; counted in
+    layers it is the paper's, the mean of the widths over the linears.
+    """
+
+    average_bits: float | None = None
+    max_bytes: int | None = None
+    count: Count = "bytes"
+
+    def __post_init__(self) -> None:
+        if (self.average_bits is None) == (self.max_bytes is None):
+            raise InvalidInput("A budget is an average width or a size: give one of the two.")
+        if self.average_bits is not None and not 0 < self.average_bits <= FULL:
+            raise InvalidInput(f"The average of {self.average_bits} bits is not possible; give more than 0, up to 16.")
+        if self.max_bytes is not None and self.count == "layers":
+            raise InvalidInput("A size is in bytes; layers can be counted in an average width only.")

@@ -1,0 +1,136 @@
+"""What every change of a plan would do, to second order, from one backward pass.
+
+A linear's other width changes its output, and the gradient says what that does to the predictions. The divergence from
+full precision moves by the slope along the change, and by half of the change squared in the metric of the Fisher
+information: the mean square, over outcomes drawn from the predictions, of gradient times change. Between two linears it
+is the mean product. That is negative where one makes up for what the other does wrong, as linears do that were
+calibrated one behind the other at the same width.
+
+Gradient times change is taken token by token, which leaves out how one token's change meets another's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quept.nn import ElasticLinear
+from quept.plan import Widths
+from quept.precision import Precision, at_precision
+from quept.search.sensitivity import Progress, widths_of
+from quept.search.subject import Subject
+
+SEED = 0  # of the outcomes that are drawn
+
+Column = tuple[str, str]  # a linear's path and a width
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The divergence around a precision, in nats per row: of its own, and of changing linears to other widths.
+
+    Attributes:
+        columns: each linear at each width that it may take.
+        divergence: the divergence as it is.
+        slopes: the first-order change for each column, `(columns,)`; zero around full precision.
+        products: the second-order change for each pair of columns, `(columns, columns)`; a change of several linears
+            adds the sum over all their pairs, each twice, and each column with itself once.
+    """
+
+    columns: tuple[Column, ...]
+    divergence: float
+    slopes: NDArray[np.float64]
+    products: NDArray[np.float64]
+
+    def errors(self) -> dict[str, dict[str, float]]:
+        """The change that each linear alone makes at each width, by path and width."""
+        found: dict[str, dict[str, float]] = {}
+        alone = self.slopes + np.diagonal(self.products)
+        for (path, width), error in zip(self.columns, alone.tolist(), strict=True):
+            found.setdefault(path, {})[width] = error
+        return found
+
+
+def expand(subject: Subject, around: Precision = None, *, progress: Progress | None = None) -> Expansion:
+    """The second-order expansion of a model's divergence around a precision; see `Expansion`.
+
+    One forward pass and one backward pass, two where the precision is not full, and each linear once more per width.
+    `progress` is told batches done and in total.
+    """
+    linears = {
+        path: part for _, parts in subject.parts() for path, part in parts.items() if isinstance(part, ElasticLinear)
+    }
+    widths = {path: widths_of(part) for path, part in linears.items()}
+    columns = tuple((path, str(width)) for path, each in widths.items() for width in each)
+    slopes = torch.zeros(len(columns), dtype=torch.float64)
+    products = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+    generator, rows, divergence = torch.Generator().manual_seed(SEED), 0, 0.0
+    for done, batch in enumerate(subject.inputs, start=1):
+        with torch.no_grad(), at_precision(subject.model, None):
+            expected = subject.logits(batch).double().log_softmax(-1)
+        effects = _Effects(widths)
+        with at_precision(subject.model, None), at_precision(subject.model, around), ExitStack() as stack:
+            for part in linears.values():
+                stack.enter_context(_watched(part, effects))
+            with torch.enable_grad():
+                logits = subject.logits(batch)
+            given = logits.detach().double().log_softmax(-1)
+            if around is not None:
+                divergence += (expected.exp() * (expected - given)).sum().item()
+                logits.backward((given.exp() - expected.exp()).to(logits.dtype), retain_graph=True)  # type: ignore[no-untyped-call]
+                slopes += effects.taken().sum(0)
+            drawn = torch.multinomial(given.exp().cpu(), 1, generator=generator).to(given.device)
+            logits.backward((given.exp().scatter_add_(1, drawn, -torch.ones_like(given[:, :1]))).to(logits.dtype))  # type: ignore[no-untyped-call]
+            effect = effects.taken()
+        products += effect.T @ effect
+        rows += len(given)
+        if progress is not None:
+            progress("gradients", done, len(subject.inputs))
+    return Expansion(columns, divergence / rows, (slopes / rows).numpy(), (products / rows / 2).numpy())
+
+
+class _Effects:
+    """Gradient times change of the output, token by token, for every linear and width of one backward pass."""
+
+    def __init__(self, widths: Mapping[str, Sequence[Widths]]) -> None:
+        self.widths = widths
+        self._found: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def see(self, layer: ElasticLinear, hidden: Tensor, output: Tensor, slope: Tensor) -> None:
+        """Note a linear's effects: of its inputs, `(..., in)`, its output, `(..., out)`, and the gradient there."""
+        found = []
+        for width in self.widths[layer.path]:
+            with at_precision(layer, {layer.path: width}):
+                change = layer.forward(hidden) - output
+            found.append((change.float() * slope.float()).sum(-1).flatten())
+        self._found[layer.path] = torch.stack(found, dim=1).cpu()
+
+    def taken(self) -> Tensor:
+        """All effects, `(tokens, columns)`, float64; what is noted next is of another backward pass."""
+        effects = torch.cat([self._found[path] for path in self.widths], dim=1)
+        self._found = {}
+        return effects.double()
+
+
+@contextmanager
+def _watched(layer: ElasticLinear, effects: _Effects) -> Iterator[None]:
+    """Within: backward passes through the layer count. Its own forward pass within `effects` does not: no gradients."""
+
+    def observe(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        hidden, before = args[0].detach(), output.detach()
+        if not output.requires_grad:
+            output.requires_grad_()  # nothing in front of the first linears has gradients
+        see: Callable[[Tensor], None] = lambda slope: effects.see(layer, hidden, before, slope)  # noqa: E731
+        output.register_hook(see)  # type: ignore[no-untyped-call]
+
+    hook = layer.register_forward_hook(observe)
+    try:
+        yield
+    finally:
+        hook.remove()

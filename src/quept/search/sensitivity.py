@@ -1,0 +1,99 @@
+"""How much each part of a model matters, at each width: one part is quantized, the others are at full precision.
+
+The exact measure runs the model for every part and width. What comes in front of the part's block is computed once
+for all parts and widths of the block; the block and what is behind it run anew.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from quept.evaluation.divergence import total_kl
+from quept.nn import ElasticLinear
+from quept.plan import Widths
+from quept.precision import Precision, at_precision
+from quept.search.subject import Subject
+
+Errors = dict[str, dict[str, float]]  # in nats per row, by path and width
+Progress = Callable[[str, int, int], None]  # what is measured, passes done and in total
+
+
+def widths_of(part: nn.Module, keys_values: Sequence[int] = ()) -> list[Widths]:
+    """The widths to measure a part at: a linear's calibrated ones, then those of its inputs alone, or `keys_values`."""
+    if not isinstance(part, ElasticLinear):
+        return [Widths(keys_values=bits) for bits in keys_values]
+    inputs = () if part.input is None else part.input.spec.bits
+    weights = [Widths(weights=bits) for bits in part.spec.groups.bits]
+    return weights + [Widths.parse(f"a{bits}") for bits in inputs]
+
+
+def measure(
+    subject: Subject,
+    *,
+    keys_values: Sequence[int] = (),
+    before: Errors | None = None,
+    save: Callable[[Errors], None] | None = None,
+    progress: Progress | None = None,
+) -> Errors:
+    """The divergence from full precision of a model with one part at a time at each of its widths.
+
+    Args:
+        subject: the model and its inputs.
+        keys_values: widths to measure keys and values at, attention by attention.
+        before: what an earlier run found; only what it lacks is measured.
+        save: told what is there after every block.
+        progress: told the block, passes done, and passes in total.
+
+    Returns the divergences; they are the same whether or not a run was interrupted.
+    """
+    stages = []
+    for index, parts in subject.parts():
+        widths = {path: widths_of(part, keys_values) for path, part in parts.items()}
+        stages.append((index, {path: each for path, each in widths.items() if each}))
+    found: Errors = dict(before or {})
+    total = len(subject.inputs) * sum(len(each) for _, parts in stages for each in parts.values())
+    done = 0
+    for index, measured in stages:
+        if not measured.keys() <= found.keys():
+
+            def step(count: int, done: int = done, label: str = f"block {index + 1}/{len(subject.blocks)}") -> None:
+                if progress is not None:
+                    progress(label, done + count, total)
+
+            found.update(_measure_block(subject, index, measured, step))
+            if save is not None:
+                save(found)
+        done += len(subject.inputs) * sum(map(len, measured.values()))
+    return found
+
+
+def _measure_block(
+    subject: Subject, index: int, parts: Mapping[str, Sequence[Widths]], step: Callable[[int], None]
+) -> Errors:
+    """The divergence for each part and width of a block, per row."""
+    sums = {path: {str(width): 0.0 for width in widths} for path, widths in parts.items()}
+    rows, count = 0, 0
+    with at_precision(subject.model, None):
+        for batch in subject.inputs:
+            expected, hidden = subject.run(batch, index)
+            rows += len(expected)
+            for path, widths in parts.items():
+                for width in widths:
+                    with at_precision(subject.model, {path: width}):
+                        given = subject.run_from(index, hidden, batch)
+                    sums[path][str(width)] += total_kl(expected, given)
+                    count += 1
+                    step(count)
+    return {path: {width: value / rows for width, value in each.items()} for path, each in sums.items()}
+
+
+def divergence_of(subject: Subject, precision: Precision) -> float:
+    """The divergence from full precision of a model at a precision, in nats per row."""
+    rows, total = 0, 0.0
+    for batch in subject.inputs:
+        with at_precision(subject.model, None):
+            expected, _ = subject.run(batch, 0)
+            with at_precision(subject.model, precision):
+                total += total_kl(expected, subject.run(batch, 0)[0])
+        rows += len(expected)
+    return total / rows

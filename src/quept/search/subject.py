@@ -1,0 +1,105 @@
+"""What plans are searched for: a model, where its blocks are, and inputs to measure it on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quept.architectures import architecture_of
+from quept.nn import ElasticLinear
+from quept.nn.keyvalues import KeyValues
+from quept.nn.standin import StandIn
+
+TOKENS_PER_BATCH = 2048
+IMAGES_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with elastic layers and the inputs it is measured on; nothing here knows what the inputs are.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        blocks: its blocks in order. Each is called with the hidden states first, and what one gives the next one gets.
+        inputs: batches, of whatever `logits` takes.
+        logits: runs `model` on a batch; the logits, `(rows, classes)`, of as many rows as count alike.
+        outputs: how many things a block returns, or 0 where it is the hidden states alone.
+    """
+
+    model: Any
+    blocks: nn.ModuleList
+    inputs: Sequence[Any]
+    logits: Callable[[Any], Tensor]
+    outputs: int = 0
+
+    def parts(self) -> list[tuple[int, dict[str, nn.Module]]]:
+        """What has a width, linears and then attentions by path, with the first block that a change of it concerns.
+
+        What is in no block comes first, with block 0.
+        """
+        within = [_parts_of(block) for block in self.blocks]
+        inside = {path for parts in within for path in parts}
+        outside = {path: part for path, part in _parts_of(self.model).items() if path not in inside}
+        return [(0, outside), *enumerate(within)] if outside else list(enumerate(within))
+
+    @contextmanager
+    def entered_at(self, index: int, hidden: Tensor | None) -> Iterator[None]:
+        """Within: the model begins with block `index`, which gets `hidden`; what is before it does not run.
+
+        Block 0 has all before it: there the model runs as it is, and `hidden` is not used.
+        """
+        before = [self.blocks[position] for position in range(index)]
+        try:
+            for position, block in enumerate(before):
+                self.blocks[position] = StandIn(block, hidden, self.outputs)
+            yield
+        finally:
+            for position, block in enumerate(before):
+                self.blocks[position] = block
+
+    @torch.inference_mode()
+    def run(self, batch: Any, until: int) -> tuple[Tensor, Tensor | None]:
+        """The logits of a batch, and the hidden states that block `until` gets; None for block 0."""
+        if not until:
+            return self.logits(batch), None
+        seen: list[Tensor] = []
+        hook = self.blocks[until].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+        try:
+            return self.logits(batch), seen.pop()
+        finally:
+            hook.remove()
+
+    @torch.inference_mode()
+    def run_from(self, index: int, hidden: Tensor | None, batch: Any) -> Tensor:
+        """The logits of a batch whose hidden states in front of block `index` are known."""
+        with self.entered_at(index, hidden):
+            return self.logits(batch)
+
+
+def text_subject(model: Any, windows: Tensor) -> Subject:
+    """A causal language model on token windows `(samples, tokens)`; every position's prediction is a row."""
+    return _subject(model, torch.split(windows, max(1, TOKENS_PER_BATCH // windows.shape[1])))
+
+
+def image_subject(model: Any, images: Tensor) -> Subject:
+    """An image classifier on images `(samples, channels, height, width)`; every image's prediction is a row."""
+    return _subject(model, torch.split(images, IMAGES_PER_BATCH))
+
+
+def _subject(model: Any, batches: Sequence[Tensor]) -> Subject:
+    architecture = architecture_of(model.config.model_type)
+
+    def logits(batch: Tensor) -> Tensor:
+        found: Tensor = model(**architecture.arguments(batch.to(model.device))).logits
+        return found.flatten(0, -2)
+
+    return Subject(model, architecture.block_list(model), batches, logits, architecture.outputs)
+
+
+def _parts_of(module: nn.Module) -> dict[str, nn.Module]:
+    found = [part for part in module.modules() if isinstance(part, ElasticLinear | KeyValues)]
+    linears_first = sorted(found, key=lambda part: isinstance(part, KeyValues))
+    return {part.path: part for part in linears_first}

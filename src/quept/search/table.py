@@ -1,0 +1,156 @@
+"""A table of sensitivities: what each part of a model costs in accuracy at each width, measured once, saved as JSON."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from quept.errors import InvalidInput
+from quept.files import read_json, write_json
+from quept.plan import Widths
+from quept.search.expansion import Expansion
+from quept.widths import Value, Width
+
+TABLE_VERSION: Final = 1
+
+Metric = Literal["kl", "gradient"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Origin(Value):
+    """What a table was measured on: everything that determines its numbers, up to the machine's rounding.
+
+    `model` is the digest of what made the artifact, `data_sha256` that of the inputs. `rows` are how many predictions
+    count.
+    """
+
+    metric: Metric
+    model: Digest
+    data: str
+    data_sha256: Digest
+    rows: Annotated[int, Field(ge=1)]
+    keys_values: tuple[Width, ...] = ()
+
+
+class SensitivityTable(Value):
+    """What the model's divergence from full precision becomes when one part alone takes a width.
+
+    `parts` are the divergences, in nats per row, by path and width (`"4"`, `"w16a8"`, `"kv4"`). `pairs` are the
+    correlations of what two linears do to the predictions: a row of numbers for every linear and plain width, in the
+    order of `parts`, each with those before it; the first row is empty. A table may be without.
+    """
+
+    format: Literal["quept-sensitivity"] = "quept-sensitivity"
+    version: Literal[1] = TABLE_VERSION
+    origin: Origin
+    parts: dict[str, dict[str, float]]
+    pairs: tuple[str, ...] = ()
+
+    @field_validator("parts")
+    @classmethod
+    def _check_parts(cls, parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for path, errors in parts.items():
+            for width, error in errors.items():
+                if not math.isfinite(error):
+                    raise ValueError(f"the sensitivity of {path} at {width} is {error}, not a finite number")
+                if str(Widths.parse(width)) != width:
+                    raise ValueError(f"the width {width!r} of {path} is written {Widths.parse(width)}")
+        return parts
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.pairs and len(self.pairs) != len(self.columns):
+            raise ValueError(f"pairs has {len(self.pairs)} rows; the linears' widths are {len(self.columns)}")
+        self.products()
+        return self
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """What the rows of `pairs` are of: path and width."""
+        return [(path, width) for path, errors in self.parts.items() for width in errors if width.isdigit()]
+
+    def products(self) -> NDArray[np.float64]:
+        """What two linears add to the sum of their divergences, twice, `(columns, columns)`; zeros without `pairs`.
+
+        It is their correlation times the root of both divergences. So the divergence of a plan, its own sum and that
+        over all its pairs, is never negative.
+        """
+        count = len(self.columns)
+        matrix = np.zeros((count, count))
+        for place, row in enumerate(self.pairs):
+            numbers = [float(number) for number in row.split()]
+            if len(numbers) != place or not all(-1 <= number <= 1 for number in numbers):
+                raise ValueError(f"row {place} of pairs must hold {place} numbers from -1 to 1")
+            matrix[place, :place] = matrix[:place, place] = numbers
+        roots = np.sqrt([max(self.parts[path][width], 0.0) for path, width in self.columns])
+        return np.asarray(matrix * roots[:, None] * roots)
+
+    def with_pairs(self, expansion: Expansion) -> Self:
+        """The table with the correlations that an expansion around full precision has, to four decimals."""
+        places = {column: place for place, column in enumerate(expansion.columns)}
+        chosen = [places[column] for column in self.columns]
+        matrix = expansion.products[np.ix_(chosen, chosen)]
+        roots = np.sqrt(np.diagonal(matrix))
+        matrix = matrix / np.where(roots > 0, roots, 1.0)[:, None] / np.where(roots > 0, roots, 1.0)
+        lines = matrix.clip(-1.0, 1.0).tolist()
+        return self.updated(pairs=tuple(" ".join(f"{x:.4f}" for x in row[:place]) for place, row in enumerate(lines)))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The table in a JSON file; `InvalidInput` if it holds none."""
+        return cls.parse(read_json(path, "a sensitivity table"), origin=str(path))
+
+    def write(self, path: Path) -> None:
+        """Write the table as JSON; `read` gives it back."""
+        write_json(path, self.model_dump(mode="json"))
+
+    def check_model(self, model: str, where: str) -> None:
+        """`InvalidInput` unless the table is of the model with this digest; `where` names the table."""
+        if self.origin.model != model:
+            raise InvalidInput(
+                f"{where} was measured on another model than this artifact; measure this one's with quept sensitivity."
+            )
+
+
+def model_digest(manifest: Any) -> str:
+    """What tells an artifact from others, also once it was saved again: how it was made, and what that led to."""
+    made = manifest.model_dump(mode="json", exclude={"files", "dtype"})
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def rank_correlation(one: SensitivityTable, other: SensitivityTable) -> float:
+    """Spearman's rank correlation of two tables, over what both hold.
+
+    Raises `InvalidInput` where that is less than two numbers, or all are equal in one of them.
+    """
+    shared = [
+        (error, other.parts[path][width])
+        for path, errors in one.parts.items()
+        for width, error in errors.items()
+        if width in other.parts.get(path, {})
+    ]
+    first, second = (_ranks([pair[side] for pair in shared]) for side in (0, 1))
+    middle = (len(shared) + 1) / 2
+    products = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
+    squares = math.prod(sum((rank - middle) ** 2 for rank in ranks) for ranks in (first, second))
+    if not squares:
+        raise InvalidInput("The two tables share too little to be compared: measure the same parts and widths.")
+    return products / math.sqrt(squares)
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """The rank of each value, from 1; equal values share the mean of theirs."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or values[order[end]] != values[order[start]]:
+            for position in order[start:end]:
+                ranks[position] = (start + 1 + end) / 2
+            start = end
+    return ranks

@@ -1,0 +1,219 @@
+"""Plans within budgets: what is counted, what is kept to, and what cannot be."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from quept.errors import InvalidInput
+from quept.nn.size import packed_bytes
+from quept.plan import PrecisionPlan
+from quept.precision import at_precision, elastic_linears, set_precision
+from quept.search.allocation import Constraints, Problem
+from quept.search.budget import front, refined, smallest
+from quept.search.cost import Budget, Costs
+from quept.search.expansion import expand
+from quept.search.sensitivity import divergence_of, measure
+from quept.search.subject import text_subject
+from quept.search.table import Origin, SensitivityTable
+
+STORED = torch.bfloat16
+ORIGIN = Origin(metric="kl", model="a" * 64, data="text", data_sha256="b" * 64, rows=72)
+
+
+@pytest.fixture(scope="module")
+def measured(elastic):
+    """A model, what it is measured on, and its table with pairs."""
+    model = elastic()
+    inputs = torch.randint(96, (6, 12), generator=torch.Generator().manual_seed(5))
+    subject = text_subject(model, inputs)
+    table = SensitivityTable(origin=ORIGIN, parts=measure(subject, keys_values=(4,)))
+    return model, subject, table.with_pairs(expand(subject))
+
+
+@pytest.fixture(scope="module")
+def costs(measured):
+    return Costs.of(measured[0], STORED)
+
+
+def together(model):
+    from quept.architectures import architecture_of
+
+    return architecture_of(model.config.model_type).together(model)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_uniform_plan_takes_what_is_told_of_its_width_everywhere_else(measured, costs, bits):
+    model, _, table = measured
+    problem = Problem(table, costs)
+    allocation = problem.allocation(PrecisionPlan.uniform(elastic_linears(model), bits))
+    assert allocation.bytes == packed_bytes(model, bits, STORED)
+    assert allocation.mean_width == bits
+    assert allocation.average_bits > bits, "scales and zero points count"
+    assert problem.solve(Budget(max_bytes=allocation.bytes)).bytes <= allocation.bytes
+    assert problem.solve(Budget(average_bits=allocation.average_bits)).average_bits <= allocation.average_bits
+
+
+def test_the_plan_is_the_best_of_all_that_keep_the_budget(measured, costs):
+    _, _, table = measured
+    loose = [path for path in costs.bits if "layers.1" in path][:4]
+    fixed = {path: 4 for path in costs.bits if path not in loose}
+    problem = Problem(table, costs, Constraints(fixed=fixed), pairs=False)
+    budget = Budget(average_bits=4.6)
+    found = problem.solve(budget)
+    every = []
+    for widths in product((2, 4, 8), repeat=len(loose)):
+        plan = {**fixed, **dict(zip(loose, widths, strict=True))}
+        if sum(costs.bits[path][bits] for path, bits in plan.items()) <= problem.limit(budget):
+            every.append(sum(table.parts[path][str(bits)] for path, bits in plan.items()))
+    assert len(every) > 10
+    assert found.expected == pytest.approx(min(every))
+    assert found.expected == pytest.approx(sum(table.parts[path][str(bits)] for path, bits in found.plan.bits.items()))
+
+
+def test_pairs_lower_what_is_expected_and_are_counted_right(measured, costs):
+    model, _, table = measured
+    for groups in ((), together(model)):
+        paired = Problem(table, costs, Constraints(together=groups))
+        plain = Problem(table, costs, Constraints(together=groups), pairs=False)
+        budget = Budget(average_bits=4.0)
+        found = paired.solve(budget)
+        assert found.expected <= paired.allocation(plain.solve(budget).plan).expected
+        places = [table.columns.index((path, str(bits))) for path, bits in found.plan.bits.items()]
+        products = table.products()[places][:, places].sum()
+        alone = sum(table.parts[path][str(bits)] for path, bits in found.plan.bits.items())
+        assert found.expected == pytest.approx(alone + products)
+
+
+def test_what_reads_the_same_tensor_agrees_and_fixed_linears_keep_their_width(measured, costs):
+    model, _, table = measured
+    groups = together(model)
+    assert ("model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj") in groups
+    fixed = {"model.layers.0.*": 8, "*.0.mlp.down_proj": 16, "model.layers.2.self_attn.q_proj": 2}
+    for pairs in (False, True):
+        problem = Problem(table, costs, Constraints((2, 4), fixed, groups), pairs=pairs)
+        plan = problem.solve(Budget(average_bits=6.0)).plan.bits
+        assert all(len({plan[path] for path in group}) == 1 for group in groups)
+        assert {plan[path] for path in plan if "layers.0" in path} == {8, None}
+        assert plan["model.layers.0.mlp.down_proj"] is None
+        assert plan["model.layers.2.self_attn.v_proj"] == 2, "with the query, which is fixed"
+        assert {plan[path] for path in plan if "layers.1" in path} <= {2, 4}
+
+
+def test_layers_can_be_counted_alike(measured, costs):
+    _, _, table = measured
+    problem = Problem(table, costs, count="layers")
+    found = problem.solve(Budget(average_bits=3.0, count="layers"))
+    assert found.mean_width <= 3.0 < found.mean_width + 2 / len(costs.weights)
+    assert found.average_bits != pytest.approx(found.mean_width)
+
+
+@pytest.mark.parametrize(
+    ("constraints", "budget", "count", "told"),
+    [
+        (
+            Constraints(),
+            Budget(average_bits=2.0),
+            "bytes",
+            "is too small: the smallest that the allowed widths can reach",
+        ),
+        (Constraints((4, 8)), Budget(average_bits=3.5, count="layers"), "layers", "can reach is 4."),
+        (Constraints(), Budget(max_bytes=10), "bytes", "are not quantized"),
+        (Constraints((3,)), Budget(average_bits=4), "bytes", r"3 bits are not in the calibrated set \[2, 4, 8\]"),
+        (Constraints(fixed={"*.q_proj": 5}), Budget(average_bits=4), "bytes", "5 bits are not in the calibrated set"),
+        (Constraints(fixed={"layers.9.*": 4}), Budget(average_bits=4), "bytes", "There is no linear 'layers.9"),
+        (Constraints(()), Budget(average_bits=4), "bytes", "No width is allowed"),
+    ],
+)
+def test_what_cannot_be_is_told(measured, costs, constraints, budget, count, told):
+    with pytest.raises(InvalidInput, match=told):
+        Problem(measured[2], costs, constraints, count).solve(budget)
+
+
+def test_the_smallest_budget_that_is_named_is_possible(measured, costs):
+    problem = Problem(measured[2], costs, Constraints((2, 4)))
+    with pytest.raises(InvalidInput) as caught:
+        problem.solve(Budget(average_bits=1.5))
+    smallest_bits = float(str(caught.value).split("reach is ")[1].split(",")[0])
+    assert problem.solve(Budget(average_bits=smallest_bits)).mean_width == 2
+    with pytest.raises(InvalidInput):
+        problem.solve(Budget(average_bits=smallest_bits - 0.001))
+
+
+def test_linears_that_must_agree_cannot_be_fixed_apart(measured, costs):
+    model, _, table = measured
+    fixed = {"*.q_proj": 4, "*.k_proj": 8}
+    with pytest.raises(InvalidInput, match=r"fixed at 4 and 8 bits but must have one width; .*--free"):
+        Problem(table, costs, Constraints(fixed=fixed, together=together(model)))
+    assert Problem(table, costs, Constraints(fixed=fixed)).solve(Budget(average_bits=6))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"average_bits": 3.0, "max_bytes": 5}, {"average_bits": 0}, {"average_bits": 17}]
+)
+def test_a_budget_is_one_thing(wrong):
+    with pytest.raises(InvalidInput):
+        Budget(**wrong)
+    with pytest.raises(InvalidInput, match="layers can be counted in an average width only"):
+        Budget(max_bytes=100, count="layers")
+
+
+def test_a_table_that_lacks_a_linear_or_width_is_told(measured, costs):
+    table = measured[2]
+    first = next(iter(table.parts))
+    less = table.updated(parts={path: errors for path, errors in table.parts.items() if path != first}, pairs=())
+    with pytest.raises(InvalidInput, match=f"lacks the linear {first}"):
+        Problem(less, costs)
+    thin = table.updated(parts={**table.parts, first: {"8": 0.1}}, pairs=())
+    with pytest.raises(InvalidInput, match=f"lacks 2 bits of {first}"):
+        Problem(thin, costs)
+
+
+def test_bisection_finds_the_smallest_plan_that_will_do(measured, costs):
+    model, subject, table = measured
+    problem = Problem(table, costs, Constraints(together=together(model)))
+    most = divergence_of(subject, 4)
+    tried = smallest(problem, lambda plan: divergence_of(subject, plan), most)
+    answer = tried[-1]
+    assert answer.value <= most
+    assert answer.allocation.average_bits < 8
+    smaller = [each for each in tried if each.allocation.average_bits < answer.allocation.average_bits]
+    assert smaller
+    assert all(each.value > most for each in smaller)
+    assert min(answer.allocation.average_bits - each.allocation.average_bits for each in smaller) < 1
+    with pytest.raises(InvalidInput, match="No plan reaches 1e-12: the best that the allowed widths give measures"):
+        smallest(problem, lambda plan: divergence_of(subject, plan), 1e-12)
+    assert len(smallest(problem, lambda plan: divergence_of(subject, plan), 1e9)) == 2
+
+
+def test_refining_keeps_the_budget_and_never_ends_above_its_start(measured, costs):
+    model, subject, table = measured
+    problem = Problem(table, costs, Constraints(together=together(model)))
+    limit = problem.limit(Budget(average_bits=4.5))
+    tried = refined(subject, problem, limit, 3)
+    assert tried[-1].value == min(each.value for each in tried)
+    assert all(problem.cost(each.allocation.plan) <= limit for each in tried)
+    assert tried[-1].value == pytest.approx(divergence_of(subject, tried[-1].allocation.plan))
+
+
+def test_the_front_measures_each_plan_once(measured, costs):
+    _, _, table = measured
+    problem = Problem(table, costs, pairs=False)
+    seen = []
+    limits = [problem.least, problem.least, problem.least + 1, problem.most]
+    points = front(problem, lambda plan: seen.append(plan) or float(len(seen)), limits)
+    assert len(seen) == len(points) == 2
+    assert [set(plan.bits.values()) for plan in seen] == [{2}, {8}]
+
+
+def test_uniform_mixed_uniform_restores_every_bit(measured, costs):
+    model, subject, table = measured
+    plan = Problem(table, costs).solve(Budget(average_bits=4.5)).plan
+    with torch.no_grad(), at_precision(model, 4):
+        before = subject.logits(subject.inputs[0])
+        set_precision(model, plan)
+        mixed = subject.logits(subject.inputs[0])
+        set_precision(model, 4)
+        after = subject.logits(subject.inputs[0])
+    assert torch.equal(before, after)
+    assert not torch.equal(before, mixed)

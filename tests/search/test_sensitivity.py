@@ -1,0 +1,158 @@
+"""Sensitivities against whole passes, interrupted runs, and expansions against what they predict."""
+
+import pytest
+import torch
+
+from quept.errors import InvalidInput
+from quept.nn import ElasticLinear
+from quept.precision import at_precision, elastic_linears, precision_of
+from quept.search import measurement
+from quept.search.expansion import expand
+from quept.search.measurement import measure_table
+from quept.search.sensitivity import divergence_of, measure
+from quept.search.subject import text_subject
+from quept.search.table import Origin, SensitivityTable, rank_correlation
+
+ORIGIN = Origin(metric="kl", model="a" * 64, data="text", data_sha256="b" * 64, rows=72)
+
+
+@torch.no_grad()
+def by_whole_passes(model, inputs, path, width):
+    """KL per token, from two runs of the whole model."""
+    with at_precision(model, None):
+        p = model(inputs, use_cache=False).logits.double().log_softmax(-1)
+    with at_precision(model, None), at_precision(model, {path: width}):
+        q = model(inputs, use_cache=False).logits.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "gpt_neox"])
+def test_each_linear_and_width_is_what_whole_passes_give(elastic, inputs, family):
+    model = elastic(family)
+    before = precision_of(model)
+    found = measure(text_subject(model, inputs), keys_values=(3,))
+    assert precision_of(model) == before
+    assert found.keys() > elastic_linears(model).keys()
+    for path, errors in list(found.items())[:: 3 if family == "llama" else 4]:
+        for width, error in errors.items():
+            assert error == pytest.approx(by_whole_passes(model, inputs, path, width), rel=1e-4, abs=1e-9)
+            assert error > 0
+
+
+def test_models_with_rotations_and_rounded_inputs(elastic, inputs):
+    model = elastic(recipe="weight-activation", bits=(4, 8))
+    found = measure(text_subject(model, inputs))
+    path, errors = next(reversed(found.items()))
+    assert list(errors) == ["4", "8", "w16a4", "w16a8"]
+    assert errors["8"] < errors["w16a4"] < errors["4"]
+    for width, error in errors.items():
+        assert error == pytest.approx(by_whole_passes(model, inputs, path, width), rel=1e-3, abs=1e-9)
+
+
+def test_what_is_in_front_of_a_block_does_not_run_again(model, inputs):
+    runs = []
+    first, last = (text_subject(model, inputs).blocks[place] for place in (0, -1))
+    first.register_forward_pre_hook(lambda *_: runs.append("first"))
+    last.register_forward_pre_hook(lambda *_: runs.append("last"))
+    measure(text_subject(model, inputs))
+    widths, linears, blocks = 3, 7, 3
+    assert runs.count("first") == widths * linears + blocks
+    assert runs.count("last") == widths * linears * blocks + blocks
+
+
+def test_the_model_is_whole_again_after_a_failure(model, inputs):
+    subject = text_subject(model, inputs)
+    blocks = list(subject.blocks)
+    with pytest.raises(KeyError), subject.entered_at(2, torch.zeros(1)):
+        raise KeyError
+    assert list(subject.blocks) == blocks
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(model, inputs, tmp_path, monkeypatch):
+    subject = text_subject(model, inputs)
+    measure_table(subject, ORIGIN, tmp_path / "whole.json")
+
+    class Killed(Exception):
+        pass
+
+    seen = []
+
+    def dying(label, done, total):
+        seen.append(label)
+        if label == "block 2/3" and done == total // 3 + 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        measure_table(subject, ORIGIN, tmp_path / "table.json", progress=dying)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.json.partial", "whole.json"]
+    seen.clear()
+    notes = []
+    measure_table(
+        subject, ORIGIN, tmp_path / "table.json", progress=lambda label, *_: seen.append(label), note=notes.append
+    )
+    assert "block 1/3" not in seen
+    assert "Going on" in notes[0]
+    assert (tmp_path / "table.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not (tmp_path / "table.json.partial").exists()
+    monkeypatch.setattr(measurement, "measure", lambda *_, **__: pytest.fail("measured again"))
+    again = measure_table(subject, ORIGIN, tmp_path / "table.json", note=notes.append)
+    assert again == SensitivityTable.read(tmp_path / "whole.json")
+    assert "already complete" in notes[-1]
+    for taken in ("table.json", "table.json.partial"):
+        if taken.endswith(".partial"):
+            (tmp_path / "table.json").rename(tmp_path / taken)
+        with pytest.raises(InvalidInput, match=r"belongs to another measurement: data_sha256, rows differ"):
+            measure_table(
+                subject, ORIGIN.updated(data_sha256="c" * 64, rows=3), tmp_path / "table.json", note=notes.append
+            )
+
+
+def test_gradients_rank_parts_as_the_exact_metric_does(model, inputs):
+    subject = text_subject(model, inputs)
+    exact = SensitivityTable(origin=ORIGIN, parts=measure(subject))
+    estimated = SensitivityTable(origin=ORIGIN, parts=expand(subject).errors())
+    assert estimated.parts.keys() == exact.parts.keys()
+    assert rank_correlation(estimated, exact) > 0.95
+
+
+def scaled(model, factor):
+    """Make every quantization error at 4 bits that much smaller."""
+    for layer in elastic_linears(model).values():
+        full, rounded = layer.weight.detach().clone(), layer.derive(4).detach()
+        layer.derive = lambda bits, full=full, rounded=rounded: full + factor * (rounded - full)
+
+
+def test_small_changes_add_up_as_an_expansion_says(model, inputs):
+    """With small errors the second order is all there is; the sum alone, without pairs, would be far off."""
+    scaled(model, 0.05)
+    windows = inputs.repeat(40, 1)  # many outcomes drawn for each token
+    expansion = expand(text_subject(model, windows))
+    columns = list(expansion.columns)
+    chosen = [columns.index((path, "4")) for path in elastic_linears(model)]
+    last = [place for place in chosen if columns[place][0].startswith("model.layers.2.mlp")]
+    subject = text_subject(model, inputs)
+    real = divergence_of(subject, {columns[place][0]: 4 for place in last})
+    products = expansion.products
+    assert products[last][:, last].sum() == pytest.approx(real, rel=0.15)
+    single = divergence_of(subject, {columns[last[0]][0]: 4})
+    assert products[last[0], last[0]] == pytest.approx(single, rel=0.15)
+
+
+def test_an_expansion_around_a_plan_tells_what_steps_from_it_do(model, inputs):
+    subject = text_subject(model, inputs.repeat(20, 1))
+    small = text_subject(model, inputs)
+    around = 4
+    expansion = expand(subject, around)
+    with at_precision(model, None):
+        assert expansion.divergence == pytest.approx(divergence_of(small, around), rel=1e-6)
+    errors = expansion.errors()
+    path = "model.layers.2.mlp.down_proj"
+    assert errors[path]["4"] == 0
+    step = divergence_of(small, {**dict.fromkeys(elastic_linears(model), 4), path: 8}) - expansion.divergence
+    assert errors[path]["8"] == pytest.approx(step, rel=0.3)
+    assert any(errors[name]["8"] < 0 for name in errors), "some linear is better at a higher width"
+
+
+def test_hooks_are_gone_afterwards(model, inputs):
+    expand(text_subject(model, inputs))
+    assert not any(layer._forward_hooks for layer in model.modules() if isinstance(layer, ElasticLinear))
