@@ -33,7 +33,7 @@ from quept.search.cost import Costs
 from quept.search.expansion import expand
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import divergence_of, measure
-from quept.search.subject import text_subject
+from quept.search.subject import subject_of
 from quept.search.table import Origin, SensitivityTable, model_digest, rank_correlation
 from quept.storage import DTYPES
 
@@ -65,7 +65,7 @@ class Bench:
         self.windows = token_windows(
             options.data, tokenizer, samples=options.samples, sequence_length=options.sequence_length, seed=0
         )
-        self.subject = text_subject(self.model, self.windows)
+        self.subject = subject_of(self.model, self.windows)
         self.costs = Costs.of(self.model, DTYPES[self.manifest.dtype])
         self.together = architecture_of(self.manifest.architecture).together(self.model)
         self.known = options.output / "perplexities.json"
@@ -103,7 +103,7 @@ class Bench:
 
     def gradient(self) -> dict[str, float]:
         """The gradient metric's share of the exact one's time, and their rank correlation, on the same windows."""
-        subject = text_subject(self.model, self.windows[: self.options.timed_samples])
+        subject = subject_of(self.model, self.windows[: self.options.timed_samples])
         origin = Origin(metric="kl", model="0" * 64, data="", data_sha256="0" * 64, rows=1)
         start = time.perf_counter()
         exact = SensitivityTable(origin=origin, parts=measure(subject))

@@ -222,7 +222,7 @@ def test_a_measurement_that_cannot_be_is_told(place, tmp_path, capfd):
     for wrong, told in (
         (("--metric", "guess"), "choose kl or gradient"),
         (("--metric", "gradient", "--kv-bits", "4"), "use --metric kl"),
-        (("--sequence-length", "65"), "longer than the model takes"),
+        (("--sequence-length", "65"), "above what the model was made for"),
         (("--plot", "x.pdf"), ".png or .html"),
         (("--compare", place / "none.json"), "cannot be read as a sensitivity table"),
         (("--kv-bits", "1"), "widths go from 2 to 8"),

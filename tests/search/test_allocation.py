@@ -14,7 +14,7 @@ from quept.search.budget import front, refined, smallest
 from quept.search.cost import Budget, Costs
 from quept.search.expansion import expand
 from quept.search.sensitivity import divergence_of, measure
-from quept.search.subject import text_subject
+from quept.search.subject import subject_of
 from quept.search.table import Origin, SensitivityTable
 
 STORED = torch.bfloat16
@@ -26,7 +26,7 @@ def measured(elastic):
     """A model, what it is measured on, and its table with pairs."""
     model = elastic()
     inputs = torch.randint(96, (6, 12), generator=torch.Generator().manual_seed(5))
-    subject = text_subject(model, inputs)
+    subject = subject_of(model, inputs)
     table = SensitivityTable(origin=ORIGIN, parts=measure(subject, keys_values=(4,)))
     return model, subject, table.with_pairs(expand(subject))
 

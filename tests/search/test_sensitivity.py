@@ -3,15 +3,19 @@
 import pytest
 import torch
 
+import quept
+from quept.architectures import architecture_of
 from quept.errors import InvalidInput
 from quept.nn import ElasticLinear
-from quept.precision import at_precision, elastic_linears, precision_of
+from quept.nn.size import current_bytes
+from quept.precision import at_precision, attention_products, elastic_linears, precision_of
 from quept.search import measurement
 from quept.search.expansion import expand
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import divergence_of, measure
-from quept.search.subject import text_subject
+from quept.search.subject import subject_of
 from quept.search.table import Origin, SensitivityTable, rank_correlation
+from quept.spec import Adapter
 
 ORIGIN = Origin(metric="kl", model="a" * 64, data="text", data_sha256="b" * 64, rows=72)
 
@@ -30,7 +34,7 @@ def by_whole_passes(model, inputs, path, width):
 def test_each_linear_and_width_is_what_whole_passes_give(elastic, inputs, family):
     model = elastic(family)
     before = precision_of(model)
-    found = measure(text_subject(model, inputs), keys_values=(3,))
+    found = measure(subject_of(model, inputs), keys_values=(3,))
     assert precision_of(model) == before
     assert found.keys() > elastic_linears(model).keys()
     for path, errors in list(found.items())[:: 3 if family == "llama" else 4]:
@@ -41,7 +45,7 @@ def test_each_linear_and_width_is_what_whole_passes_give(elastic, inputs, family
 
 def test_models_with_rotations_and_rounded_inputs(elastic, inputs):
     model = elastic(recipe="weight-activation", bits=(4, 8))
-    found = measure(text_subject(model, inputs))
+    found = measure(subject_of(model, inputs))
     path, errors = next(reversed(found.items()))
     assert list(errors) == ["4", "8", "w16a4", "w16a8"]
     assert errors["8"] < errors["w16a4"] < errors["4"]
@@ -51,17 +55,17 @@ def test_models_with_rotations_and_rounded_inputs(elastic, inputs):
 
 def test_what_is_in_front_of_a_block_does_not_run_again(model, inputs):
     runs = []
-    first, last = (text_subject(model, inputs).blocks[place] for place in (0, -1))
+    first, last = (subject_of(model, inputs).blocks[place] for place in (0, -1))
     first.register_forward_pre_hook(lambda *_: runs.append("first"))
     last.register_forward_pre_hook(lambda *_: runs.append("last"))
-    measure(text_subject(model, inputs))
+    measure(subject_of(model, inputs))
     widths, linears, blocks = 3, 7, 3
     assert runs.count("first") == widths * linears + blocks
     assert runs.count("last") == widths * linears * blocks + blocks
 
 
 def test_the_model_is_whole_again_after_a_failure(model, inputs):
-    subject = text_subject(model, inputs)
+    subject = subject_of(model, inputs)
     blocks = list(subject.blocks)
     with pytest.raises(KeyError), subject.entered_at(2, torch.zeros(1)):
         raise KeyError
@@ -69,7 +73,7 @@ def test_the_model_is_whole_again_after_a_failure(model, inputs):
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(model, inputs, tmp_path, monkeypatch):
-    subject = text_subject(model, inputs)
+    subject = subject_of(model, inputs)
     measure_table(subject, ORIGIN, tmp_path / "whole.json")
 
     class Killed(Exception):
@@ -108,7 +112,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(model, inputs, tm
 
 
 def test_gradients_rank_parts_as_the_exact_metric_does(model, inputs):
-    subject = text_subject(model, inputs)
+    subject = subject_of(model, inputs)
     exact = SensitivityTable(origin=ORIGIN, parts=measure(subject))
     estimated = SensitivityTable(origin=ORIGIN, parts=expand(subject).errors())
     assert estimated.parts.keys() == exact.parts.keys()
@@ -126,11 +130,11 @@ def test_small_changes_add_up_as_an_expansion_says(model, inputs):
     """With small errors the second order is all there is; the sum alone, without pairs, would be far off."""
     scaled(model, 0.05)
     windows = inputs.repeat(40, 1)  # many outcomes drawn for each token
-    expansion = expand(text_subject(model, windows))
+    expansion = expand(subject_of(model, windows))
     columns = list(expansion.columns)
     chosen = [columns.index((path, "4")) for path in elastic_linears(model)]
     last = [place for place in chosen if columns[place][0].startswith("model.layers.2.mlp")]
-    subject = text_subject(model, inputs)
+    subject = subject_of(model, inputs)
     real = divergence_of(subject, {columns[place][0]: 4 for place in last})
     products = expansion.products
     assert products[last][:, last].sum() == pytest.approx(real, rel=0.15)
@@ -139,8 +143,8 @@ def test_small_changes_add_up_as_an_expansion_says(model, inputs):
 
 
 def test_an_expansion_around_a_plan_tells_what_steps_from_it_do(model, inputs):
-    subject = text_subject(model, inputs.repeat(20, 1))
-    small = text_subject(model, inputs)
+    subject = subject_of(model, inputs.repeat(20, 1))
+    small = subject_of(model, inputs)
     around = 4
     expansion = expand(subject, around)
     with at_precision(model, None):
@@ -154,5 +158,45 @@ def test_an_expansion_around_a_plan_tells_what_steps_from_it_do(model, inputs):
 
 
 def test_hooks_are_gone_afterwards(model, inputs):
-    expand(text_subject(model, inputs))
+    expand(subject_of(model, inputs))
     assert not any(layer._forward_hooks for layer in model.modules() if isinstance(layer, ElasticLinear))
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_classifier, images, tmp_path_factory):
+    """A Swin, whose stages change the shape of what they are given, with weights and activations rounded."""
+    recipe = quept.load_recipe("vision").with_bits((4, 8))
+    recipe = recipe.updated(
+        adapter=Adapter(rank=2), reconstruction=recipe.reconstruction.updated(epochs=1, batch_size=8)
+    )
+    directory = tmp_path_factory.mktemp("vision") / "artifact"
+    return quept.load(quept.calibrate(tiny_classifier("swin"), directory, data=images, recipe=recipe).directory)
+
+
+def test_an_image_classifier_has_a_row_for_every_image(classifier, images):
+    subject = subject_of(classifier, images)
+    found = measure(subject)
+    linears = {path for path, layer in elastic_linears(classifier).items() if not layer.spec.fixed}
+    assert set(found) == linears, "layers outside the blocks have no choice of widths"
+    path = next(reversed(found))
+    with torch.no_grad():
+        expected = classifier(pixel_values=images).logits.log_softmax(-1)
+        with at_precision(classifier, {path: 4}):
+            given = classifier(pixel_values=images).logits.log_softmax(-1)
+    by_hand = float((expected.exp() * (expected - given)).sum(-1).mean())
+    assert found[path]["4"] == pytest.approx(by_hand, rel=1e-3, abs=1e-9)
+
+
+def test_a_plan_of_an_image_classifier_names_all_that_runs(classifier, images, tmp_path):
+    table = quept.measure_sensitivity(classifier, images, tmp_path / "table.json")
+    low = quept.allocate(classifier, table, average_bits=6.5)
+    products, outer = attention_products(classifier), set(architecture_of("swin").outer)
+    assert set(low.plan.bits) == set(elastic_linears(classifier)) | set(products)
+    assert all(low.plan.bits[path] == 8 for path in outer)
+    for path in products:
+        inside = [width for name, width in low.plan.bits.items() if name.startswith(f"{path}.")]
+        assert low.plan.bits[path] == max(inside)
+    quept.set_precision(classifier, low.plan)
+    assert {each.bits for each in products.values()} <= {4, 8}
+    assert low.bytes == current_bytes(classifier, torch.float32)
+    quept.set_precision(classifier, None)

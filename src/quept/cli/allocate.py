@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,9 +75,14 @@ def allocate(
     refine: Annotated[
         int, typer.Option(min=0, help="Improve the plan in up to so many rounds of measuring it on --data.")
     ] = 0,
-    data: Annotated[str | None, typer.Option(help="Text to measure plans on, where something asks for that.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Windows of it for --max-kl and --refine.")] = 16,
+    data: Annotated[
+        str | None, typer.Option(help="Text or images to measure plans on, where something asks for that.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows of it (default: 16), or images (256), for --max-kl and --refine.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of it, at most, for perplexities.")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Images of it, at most, for errors.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens per window. Default: as calibrated.")] = None,
     device: Device = "auto",
     dtype: ModelDtype = "auto",
@@ -96,7 +102,7 @@ def allocate(
         )
     measuring = front or refine > 0 or max_kl is not None or max_perplexity is not None
     if measuring and data is None:
-        raise InvalidInput("Plans are measured for this, and that needs text: give --data.")
+        raise InvalidInput("Plans are measured for this, and that needs text or images: give --data.")
     if refine and not (average_bits or max_size):
         raise InvalidInput("--refine improves a plan for one budget; use it with --average-bits or --max-size.")
     check_target("--json", json_file)
@@ -115,7 +121,8 @@ def allocate(
         session = None
         if measuring:
             assert data is not None
-            session = Session(directory, data, samples, max_tokens, sequence_length, device, dtype, report)
+            limits = (max_tokens, max_images)
+            session = Session(directory, data, samples, limits, sequence_length, device, dtype, report)
         if front:
             assert session is not None
             result = draw_front(task, session, output, console)
@@ -162,52 +169,76 @@ class Task:
 
 
 class Session:
-    """The artifact's model, opened to measure plans on."""
+    """The artifact's model, opened to measure plans on; `metric` is what is measured, of which lower is better."""
 
     def __init__(
         self,
         directory: str,
         data: str,
-        samples: int,
-        max_tokens: int | None,
+        samples: int | None,
+        limits: tuple[int | None, int | None],
         sequence_length: int | None,
         device: str,
         dtype: str,
         report: Callable[[str, int, int | None], None],
     ) -> None:
         from quept.cli.evaluate import open_any
-        from quept.data import token_stream
+        from quept.cli.sensitivity import SAMPLES
 
         opened = open_any(directory, None, device, dtype)
-        self.model, self.report = opened.model, report
-        self.length = opened.sequence_length if sequence_length is None else sequence_length
-        self.tokens = token_stream(data, opened.processor, max_tokens=max_tokens)
-        self._choice = (data, opened.processor, samples)
-        self.plans = 0
+        self.model, self.report, self.plans = opened.model, report, 0
+        self._directory, self._data, self._length = directory, data, sequence_length
+        self._samples = SAMPLES[opened.task] if samples is None else samples
+        measure = self._text if opened.task == "text-generation" else self._images
+        self.metric, self.amount, self._measure = measure(opened, *limits)
 
     def subject(self) -> "Subject":
-        """The model with windows of the text."""
-        from quept.data import token_windows
-        from quept.search.subject import text_subject
+        """The model with samples of the data."""
+        from quept.cli.sensitivity import draw_samples
+        from quept.search.subject import subject_of
 
-        data, tokenizer, samples = self._choice
-        windows = token_windows(data, tokenizer, samples=samples, sequence_length=self.length, seed=0)
-        return text_subject(self.model, windows)
+        drawn = draw_samples(self.model, self._directory, self._data, self._samples, self._length, seed=0)
+        return subject_of(self.model, drawn)
 
-    def perplexity(self, precision: Any) -> float:
-        """The perplexity at a plan or width."""
-        from quept.evaluation import perplexity
+    def quality(self, precision: Any) -> float:
+        """The metric at a plan or width."""
         from quept.precision import at_precision
 
         self.plans += 1
-        label = f"plan {self.plans}"
         with at_precision(self.model, None), at_precision(self.model, precision):
-            return perplexity(
-                self.model,
-                self.tokens,
-                sequence_length=self.length,
-                progress=lambda done, total: self.report(label, done, total),
-            ).value
+            return self._measure(f"plan {self.plans}")
+
+    def _text(self, opened: Any, max_tokens: int | None, _: int | None) -> "Measured":
+        from quept.data import token_stream
+        from quept.evaluation import perplexity
+
+        length = opened.sequence_length if self._length is None else self._length
+        tokens = token_stream(self._data, opened.processor, max_tokens=max_tokens)
+
+        def measure(label: str) -> float:
+            report = partial(self.report, label)
+            return perplexity(self.model, tokens, sequence_length=length, progress=report).value
+
+        return "perplexity", f"{tokens.numel():,} tokens", measure
+
+    def _images(self, opened: Any, _: int | None, max_images: int | None) -> "Measured":
+        from quept.data import load_images
+        from quept.evaluation import accuracy
+
+        if self._length is not None:
+            raise InvalidInput("--sequence-length is for models of language; this one classifies images: leave it out.")
+        source = load_images(self._data, opened.processor, split="test")
+        total = source.count if max_images is None or source.count is None else min(max_images, source.count)
+
+        def measure(label: str) -> float:
+            batches = source.batches(128, limit=max_images)
+            found = accuracy(self.model, batches, total=total, progress=partial(self.report, label))
+            return 100 * (1 - found.top1)
+
+        return "top-1 error (%)", "images" if total is None else f"{total:,} images", measure
+
+
+Measured = tuple[str, str, Callable[[str], float]]  # the metric, on how much, and how it is measured
 
 
 def plan(
@@ -239,12 +270,14 @@ def plan(
             )
     else:
         assert session is not None
+        if max_perplexity is not None and session.metric != "perplexity":
+            raise InvalidInput("--max-perplexity is for models of language; for images use --max-kl or --front.")
         most = max_kl if max_kl is not None else max_perplexity
         assert most is not None
         subject = session.subject() if max_kl is not None else None
         tried = smallest(
             problem,
-            (lambda each: divergence_of(subject, each)) if subject is not None else session.perplexity,
+            (lambda each: divergence_of(subject, each)) if subject is not None else session.quality,
             most,
         )
     if tried:
@@ -267,10 +300,10 @@ def draw_front(task: Task, session: Session, output: Path, console: Console) -> 
     problem = task.problem
     low, high = problem.least, problem.most
     steps = [low + (high - low) * step // (FRONT_BUDGETS - 1) for step in range(FRONT_BUDGETS)]
-    full = session.perplexity(None)
-    plans = front(problem, session.perplexity, steps)
-    uniform = [Measurement(each, session.perplexity(each.plan)) for each in problem.uniform_plans()]
-    result: dict[str, Any] = {"metric": "perplexity", "full_precision": full, "plans": [], "uniform": []}
+    full = session.quality(None)
+    plans = front(problem, session.quality, steps)
+    uniform = [Measurement(each, session.quality(each.plan)) for each in problem.uniform_plans()]
+    result: dict[str, Any] = {"metric": session.metric, "full_precision": full, "plans": [], "uniform": []}
     for kind, points in (("plans", plans), ("uniform", uniform)):
         for each in points:
             result[kind].append({**described(each.allocation), "measured": each.value})
@@ -282,7 +315,7 @@ def draw_front(task: Task, session: Session, output: Path, console: Console) -> 
 
     picture = Front(
         f"Plans of {task.directory}",
-        "perplexity",
+        session.metric,
         full,
         drawn(plans, lambda each: f"{each.average_bits:.3f} bits"),
         drawn(uniform, lambda each: f"uniform {each.mean_width:g}"),
@@ -299,8 +332,9 @@ def draw_front(task: Task, session: Session, output: Path, console: Console) -> 
         for kind, points in (("plan", plans), ("uniform", uniform))
         for each in points
     ]
-    heading = f"Perplexity of {task.directory} on {session.tokens.numel():,} tokens; full precision {figure(full)}"
-    show_table(console, heading, ("bits per weight", "kind", "packed size", "perplexity"), sorted(rows))
+    metric = session.metric[0].upper() + session.metric[1:]
+    heading = f"{metric} of {task.directory} on {session.amount}; full precision {figure(full)}"
+    show_table(console, heading, ("bits per weight", "kind", "packed size", session.metric), sorted(rows))
     console.print(f"Wrote front.json, front.html, sensitivity.html and {len(plans)} plans to {clean(str(output))}")
     return result
 

@@ -26,14 +26,14 @@ from quept.errors import InvalidInput
 if TYPE_CHECKING:
     from quept.search.table import SensitivityTable
 
-SAMPLES = 16
+SAMPLES = {"text-generation": 16, "image-classification": 256}
 
 
 def sensitivity(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
     data: Annotated[
         str,
-        typer.Option(help="A .txt, .jsonl or .parquet file, or one of wikitext2, ptb, c4, pile, redpajama."),
+        typer.Option(help="Text or images, as for quept calibrate."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table, a JSON file.")],
     metric: Annotated[
@@ -43,7 +43,9 @@ def sensitivity(
     kv_bits: Annotated[
         str | None, typer.Option(help="Also keys and values at these widths, block by block: 2-8, or 2,4,8.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Windows of text.")] = SAMPLES,
+    samples: Annotated[
+        int | None, typer.Option(help="Windows of text (default: 16), or images (default: 256).")
+    ] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens per window. Default: as calibrated.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of windows.")] = 0,
     compare: Annotated[
@@ -117,18 +119,18 @@ def open_subject(
     *,
     metric: str,
     kv_bits: str | None,
-    samples: int,
+    samples: int | None,
     sequence_length: int | None,
     seed: int,
     device: str,
     dtype: str,
 ) -> tuple[Any, Any]:
     """The artifact's model with what it is measured on, and what a table of it is named after."""
-    from quept.architectures.checkpoint import open_tokenizer
+    from quept.architectures import architecture_of
     from quept.cli.evaluate import choose_dtype
-    from quept.data import digest, token_windows
+    from quept.data import digest
     from quept.devices import choose_device
-    from quept.search.subject import text_subject
+    from quept.search.subject import rows_of, subject_of
     from quept.search.table import Origin, model_digest
     from quept.storage import load
     from quept.widths import parse_bits
@@ -141,20 +143,29 @@ def open_subject(
     where = choose_device(device)
     model = load(directory, device=where, dtype=choose_dtype(dtype, where), integers=False)
     manifest = model.quept_manifest
-    length = manifest.recipe.data.sequence_length if sequence_length is None else sequence_length
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and length > limit:
-        raise InvalidInput(f"Windows of {length} tokens are longer than the model takes, {limit}; shorten them.")
-    windows = token_windows(data, open_tokenizer(directory), samples=samples, sequence_length=length, seed=seed)
+    count = SAMPLES[architecture_of(manifest.architecture).task] if samples is None else samples
+    drawn = draw_samples(model, directory, data, count, sequence_length, seed)
     origin = Origin(
         metric=metric,
         model=model_digest(manifest),
         data=data,
-        data_sha256=digest(windows),
-        rows=windows.numel(),
+        data_sha256=digest(drawn),
+        rows=rows_of(model, drawn),
         keys_values=keys_values,
     )
-    return text_subject(model, windows), origin
+    return subject_of(model, drawn), origin
+
+
+def draw_samples(model: Any, directory: str, data: str, samples: int, sequence_length: int | None, seed: int) -> Any:
+    """Samples for an artifact's model, drawn and prepared as for its calibration."""
+    from quept.calibration.samples import source_of
+
+    def note(text: str) -> None:
+        Console(stderr=True).print(f"note: {clean(text)}", highlight=False, markup=False)
+
+    source, config = source_of(model.config), model.config
+    recipe = source.fitted(model.quept_manifest.recipe, config, data, samples, sequence_length, note)
+    return source.draw(data, source.open_processor(directory, config), config, recipe, seed, False, note)
 
 
 def show(table: "SensitivityTable", console: Console) -> None:

@@ -190,7 +190,7 @@ class Problem:
         for group, place in zip(self.groups, choice.tolist(), strict=True):
             widths.update(dict.fromkeys(group.paths, self.widths[place]))
         planned: dict[str, PlannedWidth] = {
-            path: None if widths[path] == FULL else widths[path] for path in self.costs.bits
+            path: None if width == FULL else width for path, width in self.costs.completed(widths).items()
         }
         pairs = np.zeros((*self._errors.shape, *self._errors.shape)) if self._pairs is None else self._pairs
         bits = sum(self.costs.bits[path][width] for path, width in widths.items())

@@ -1,14 +1,14 @@
 """What widths cost in bytes, and how much a plan may."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from quept.errors import InvalidInput
 from quept.nn.size import linear_bits, unquantized_bytes
-from quept.precision import elastic_linears
+from quept.precision import attention_products, elastic_linears
 from quept.widths import FULL
 
 Count = Literal["bytes", "layers"]
@@ -19,25 +19,42 @@ class Costs:
     """What a model's linears occupy, by path: how many weights, and bits in storage by width.
 
     Bits in storage are codes, scales and zero points; see `quept.nn.size.linear_bits`. `outside` are the bytes of what
-    no width changes.
+    no plan changes, layers with one width included. `following` are attentions whose operands are rounded, with the
+    linears in them: they run at the widest of these, which takes no memory.
     """
 
     weights: Mapping[str, int]
     bits: Mapping[str, Mapping[int, int]]
     outside: int
+    only: Mapping[str, int] = field(default_factory=dict)
+    following: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any, stored: torch.dtype) -> "Costs":
         """Those of a model, which needs no weights for it; `stored` is the checkpoint's dtype."""
-        linears = elastic_linears(model)
+        every = elastic_linears(model)
+        linears = {path: layer for path, layer in every.items() if not layer.spec.fixed}
+        fixed = {path: layer for path, layer in every.items() if layer.spec.fixed}
+        only = {path: layer.spec.groups.bits[0] for path, layer in fixed.items()}
+        aside = sum(linear_bits(layer, only[path], stored) for path, layer in fixed.items())
         return cls(
             weights={path: layer.weight.numel() for path, layer in linears.items()},
             bits={
                 path: {bits: linear_bits(layer, bits, stored) for bits in (*layer.spec.groups.bits, FULL)}
                 for path, layer in linears.items()
             },
-            outside=unquantized_bytes(model, stored),
+            outside=unquantized_bytes(model, stored) + (aside + 7) // 8,
+            only=only,
+            following={
+                path: tuple(linear for linear in linears if linear.startswith(f"{path}."))
+                for path in attention_products(model)
+            },
         )
+
+    def completed(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The widths of linears with those of all else that runs when they do."""
+        attentions = {path: max(widths[linear] for linear in inside) for path, inside in self.following.items()}
+        return {**widths, **self.only, **attentions}
 
     def average_bits(self, bits: int) -> float:
         """Bits in storage by the number of weights."""

@@ -79,6 +79,7 @@ def expand(subject: Subject, around: Precision = None, *, progress: Progress | N
                 stack.enter_context(_watched(part, effects))
             with torch.enable_grad():
                 logits = subject.logits(batch)
+            effects.rows = len(logits)
             given = logits.detach().double().log_softmax(-1)
             if around is not None:
                 divergence += (expected.exp() * (expected - given)).sum().item()
@@ -95,10 +96,11 @@ def expand(subject: Subject, around: Precision = None, *, progress: Progress | N
 
 
 class _Effects:
-    """Gradient times change of the output, token by token, for every linear and width of one backward pass."""
+    """Gradient times change of the output, row by row, for every linear and width of one backward pass."""
 
     def __init__(self, widths: Mapping[str, Sequence[Widths]]) -> None:
         self.widths = widths
+        self.rows = 1  # of predictions: a row may be of many tokens, whose effects on it add up
         self._found: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -108,11 +110,11 @@ class _Effects:
         for width in self.widths[layer.path]:
             with at_precision(layer, {layer.path: width}):
                 change = layer.forward(hidden) - output
-            found.append((change.float() * slope.float()).sum(-1).flatten())
+            found.append((change.float() * slope.float()).sum(-1).reshape(self.rows, -1).sum(-1))
         self._found[layer.path] = torch.stack(found, dim=1).cpu()
 
     def taken(self) -> Tensor:
-        """All effects, `(tokens, columns)`, float64; what is noted next is of another backward pass."""
+        """All effects, `(rows, columns)`, float64; what is noted next is of another backward pass."""
         effects = torch.cat([self._found[path] for path in self.widths], dim=1)
         self._found = {}
         return effects.double()

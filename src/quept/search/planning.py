@@ -1,4 +1,4 @@
-"""Sensitivities and plans of a loaded language model, in Python."""
+"""Sensitivities and plans of a loaded model, in Python."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from quept.search.allocation import Allocation, Constraints, Problem
 from quept.search.cost import Budget, Costs, Count
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import Progress
-from quept.search.subject import text_subject
+from quept.search.subject import rows_of, subject_of
 from quept.search.table import Metric, Origin, SensitivityTable, model_digest
 from quept.storage import DTYPES
 
 
 def measure_sensitivity(
-    model: Any, windows: Tensor, output: str | Path, *, metric: Metric = "kl", progress: Progress | None = None
+    model: Any, samples: Tensor, output: str | Path, *, metric: Metric = "kl", progress: Progress | None = None
 ) -> SensitivityTable:
     """What each linear of a model costs in accuracy at each width, written to `output`; see `measure_table`.
 
     Args:
-        model: a language model by `quept.load`.
-        windows: token windows, integers of shape (samples, tokens).
+        model: a model by `quept.load`.
+        samples: token windows, integers of shape (samples, tokens), or images as the model takes them.
         output: the JSON file; an interrupted measurement goes on from `<output>.partial`.
         metric: `kl` runs the model for every linear and width, `gradient` estimates from one backward pass.
         progress: told what is measured, passes done and in total.
@@ -33,11 +33,11 @@ def measure_sensitivity(
     origin = Origin(
         metric=metric,
         model=model_digest(_manifest(model)),
-        data="token windows",
-        data_sha256=digest(windows),
-        rows=windows.numel(),
+        data="samples",
+        data_sha256=digest(samples),
+        rows=rows_of(model, samples),
     )
-    return measure_table(text_subject(model, windows), origin, Path(output), progress=progress)
+    return measure_table(subject_of(model, samples), origin, Path(output), progress=progress)
 
 
 def allocate(
@@ -55,7 +55,7 @@ def allocate(
     """The plan with the least expected divergence within a budget: an average width, or bytes of the whole model.
 
     Args:
-        model: a language model by `quept.load`; no weight of it is read.
+        model: a model by `quept.load`; no weight of it is read.
         table: its sensitivities.
         average_bits: bits per weight, scales and zero points included; with `count="layers"` the mean width.
         max_bytes: what the packed model may take, embeddings included.

@@ -79,27 +79,29 @@ class Subject:
             return self.logits(batch)
 
 
-def text_subject(model: Any, windows: Tensor) -> Subject:
-    """A causal language model on token windows `(samples, tokens)`; every position's prediction is a row."""
-    return _subject(model, torch.split(windows, max(1, TOKENS_PER_BATCH // windows.shape[1])))
+def subject_of(model: Any, samples: Tensor) -> Subject:
+    """A model on samples as it takes them: token windows `(samples, tokens)`, or images `(samples, channels, ...)`.
 
-
-def image_subject(model: Any, images: Tensor) -> Subject:
-    """An image classifier on images `(samples, channels, height, width)`; every image's prediction is a row."""
-    return _subject(model, torch.split(images, IMAGES_PER_BATCH))
-
-
-def _subject(model: Any, batches: Sequence[Tensor]) -> Subject:
+    A causal language model has a row for every position's prediction, an image classifier one for every image.
+    """
     architecture = architecture_of(model.config.model_type)
+    size = max(1, TOKENS_PER_BATCH // samples.shape[1]) if architecture.predicts_tokens else IMAGES_PER_BATCH
 
     def logits(batch: Tensor) -> Tensor:
         found: Tensor = model(**architecture.arguments(batch.to(model.device))).logits
         return found.flatten(0, -2)
 
-    return Subject(model, architecture.block_list(model), batches, logits, architecture.outputs)
+    return Subject(model, architecture.block_list(model), torch.split(samples, size), logits, architecture.outputs)
+
+
+def rows_of(model: Any, samples: Tensor) -> int:
+    """How many predictions a model makes on samples."""
+    return samples.numel() if architecture_of(model.config.model_type).predicts_tokens else len(samples)
 
 
 def _parts_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Those that there is a choice of widths for."""
     found = [part for part in module.modules() if isinstance(part, ElasticLinear | KeyValues)]
+    found = [part for part in found if isinstance(part, KeyValues) or not part.spec.fixed]
     linears_first = sorted(found, key=lambda part: isinstance(part, KeyValues))
     return {part.path: part for part in linears_first}
