@@ -2,7 +2,7 @@
 
     python benchmarks/allocation.py
 
-`model`: errors fall fourfold a bit, and layers matter differently (log-normal). `random`: errors have nothing to do with
+`model`: errors fall fourfold a bit, and layers matter differently (log-normal). `random`: errors know nothing of
 widths. `near ties`: every layer gains the same per bit, up to the given share; no bound can tell choices apart then.
 """
 
