@@ -3,13 +3,14 @@
     python benchmarks/vision/table.py MODEL --calibration IMAGES --test IMAGES --output results.json
 
 Each row is one calibration for all widths, measured on the same test images; a row that stands in the output is not run
-again. Prints top-1 points lost to full precision, with the standard error of the paired difference.
+again. Prints top-1 points lost to full precision, with the standard error of the paired difference, and divergences.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -90,14 +91,20 @@ def run(chosen: argparse.Namespace, recipe: Recipe) -> dict[str, object]:
 
 
 def show(found: dict[str, dict[str, object]]) -> None:
-    """The table, in Markdown."""
+    """Two tables in Markdown: top-1 points lost, and the mean divergence from full precision's predictions."""
     widths = sorted({int(bits) for row in found.values() for bits in row["widths"]}, reverse=True)
-    print("| | " + " | ".join(map(str, widths)) + " | seconds |")
-    print("|---|" + "---|" * (len(widths) + 1))
-    for name, row in found.items():
-        cells = [row["widths"].get(str(bits)) for bits in widths]
-        texts = ["-" if cell is None else f"{cell[0]:.2f} ± {cell[1]:.2f}" for cell in cells]
-        print(f"| {name} | " + " | ".join(texts) + f" | {row['seconds']:.0f} |")
+
+    def table(cell: Callable[[list[float]], str]) -> None:
+        print("| | " + " | ".join(map(str, widths)) + " | seconds |")
+        print("|---|" + "---|" * (len(widths) + 1))
+        for name, row in found.items():
+            cells = [row["widths"].get(str(bits)) for bits in widths]
+            texts = ["-" if values is None else cell(values) for values in cells]
+            print(f"| {name} | " + " | ".join(texts) + f" | {row['seconds']:.0f} |")
+        print()
+
+    table(lambda values: f"{values[0]:.2f} ± {values[1]:.2f}")
+    table(lambda values: f"{values[2]:.2g}")
 
 
 def main() -> None:
