@@ -118,16 +118,16 @@ def allocate(
         def report(label: str, done: int, total: int | None) -> None:
             progress.update(shown, description=label, completed=done, total=total)
 
-        session = None
+        gauge = None
         if measuring:
             assert data is not None
             limits = (max_tokens, max_images)
-            session = Session(directory, data, samples, limits, sequence_length, device, dtype, report)
+            gauge = Gauge(directory, data, samples, limits, sequence_length, device, dtype, report)
         if front:
-            assert session is not None
-            result = draw_front(task, session, output, console)
+            assert gauge is not None
+            result = draw_front(task, gauge, output, console)
         else:
-            result = plan(task, session, average_bits, max_size, max_kl, max_perplexity, refine, output, console)
+            result = plan(task, gauge, average_bits, max_size, max_kl, max_perplexity, refine, output, console)
     write_json(json_file, result)
 
 
@@ -168,7 +168,7 @@ class Task:
         self.problem: Problem = Problem(self.table, costs, constraints, count, pairs=not additive)  # type: ignore[arg-type]
 
 
-class Session:
+class Gauge:
     """The artifact's model, opened to measure plans on; `metric` is what is measured, of which lower is better."""
 
     def __init__(
@@ -243,7 +243,7 @@ Measured = tuple[str, str, Callable[[str], float]]  # the metric, on how much, a
 
 def plan(
     task: Task,
-    session: Session | None,
+    gauge: Gauge | None,
     average_bits: float | None,
     max_size: str | None,
     max_kl: float | None,
@@ -263,21 +263,21 @@ def plan(
         budget = Budget(average_bits, max_bytes, task.count)  # type: ignore[arg-type]
         chosen = problem.solve(budget)
         if refine:
-            assert session is not None
-            report = session.report
+            assert gauge is not None
+            report = gauge.report
             tried = refined(
-                session.subject(), problem, problem.limit(budget), refine, lambda done: report("rounds", done, refine)
+                gauge.subject(), problem, problem.limit(budget), refine, lambda done: report("rounds", done, refine)
             )
     else:
-        assert session is not None
-        if max_perplexity is not None and session.metric != "perplexity":
+        assert gauge is not None
+        if max_perplexity is not None and gauge.metric != "perplexity":
             raise InvalidInput("--max-perplexity is for models of language; for images use --max-kl or --front.")
         most = max_kl if max_kl is not None else max_perplexity
         assert most is not None
-        subject = session.subject() if max_kl is not None else None
+        subject = gauge.subject() if max_kl is not None else None
         tried = smallest(
             problem,
-            (lambda each: divergence_of(subject, each)) if subject is not None else session.quality,
+            (lambda each: divergence_of(subject, each)) if subject is not None else gauge.quality,
             most,
         )
     if tried:
@@ -290,7 +290,7 @@ def plan(
     return {**described(chosen), "plan": chosen.plan.to_json(), "tried": measured}
 
 
-def draw_front(task: Task, session: Session, output: Path, console: Console) -> dict[str, Any]:
+def draw_front(task: Task, gauge: Gauge, output: Path, console: Console) -> dict[str, Any]:
     """A dozen budgets and the uniform widths, measured; table, JSON, plots and plans in the directory `output`."""
     from quept.cli.sensitivity import heat_map
     from quept.files import write_json as write
@@ -300,10 +300,10 @@ def draw_front(task: Task, session: Session, output: Path, console: Console) -> 
     problem = task.problem
     low, high = problem.least, problem.most
     steps = [low + (high - low) * step // (FRONT_BUDGETS - 1) for step in range(FRONT_BUDGETS)]
-    full = session.quality(None)
-    plans = front(problem, session.quality, steps)
-    uniform = [Measurement(each, session.quality(each.plan)) for each in problem.uniform_plans()]
-    result: dict[str, Any] = {"metric": session.metric, "full_precision": full, "plans": [], "uniform": []}
+    full = gauge.quality(None)
+    plans = front(problem, gauge.quality, steps)
+    uniform = [Measurement(each, gauge.quality(each.plan)) for each in problem.uniform_plans()]
+    result: dict[str, Any] = {"metric": gauge.metric, "full_precision": full, "plans": [], "uniform": []}
     for kind, points in (("plans", plans), ("uniform", uniform)):
         for each in points:
             result[kind].append({**described(each.allocation), "measured": each.value})
@@ -315,7 +315,7 @@ def draw_front(task: Task, session: Session, output: Path, console: Console) -> 
 
     picture = Front(
         f"Plans of {task.directory}",
-        session.metric,
+        gauge.metric,
         full,
         drawn(plans, lambda each: f"{each.average_bits:.3f} bits"),
         drawn(uniform, lambda each: f"uniform {each.mean_width:g}"),
@@ -332,9 +332,9 @@ def draw_front(task: Task, session: Session, output: Path, console: Console) -> 
         for kind, points in (("plan", plans), ("uniform", uniform))
         for each in points
     ]
-    metric = session.metric[0].upper() + session.metric[1:]
-    heading = f"{metric} of {task.directory} on {session.amount}; full precision {figure(full)}"
-    show_table(console, heading, ("bits per weight", "kind", "packed size", session.metric), sorted(rows))
+    metric = gauge.metric[0].upper() + gauge.metric[1:]
+    heading = f"{metric} of {task.directory} on {gauge.amount}; full precision {figure(full)}"
+    show_table(console, heading, ("bits per weight", "kind", "packed size", gauge.metric), sorted(rows))
     console.print(f"Wrote front.json, front.html, sensitivity.html and {len(plans)} plans to {clean(str(output))}")
     return result
 
