@@ -7,8 +7,9 @@ import torch
 
 import quept
 from quept.architectures.checkpoint import open_model, open_tokenizer
-from quept.data import token_stream
-from quept.evaluation import evaluate_widths
+from quept.architectures.images import open_image_processor
+from quept.data import load_images, token_stream
+from quept.evaluation import evaluate_accuracy, evaluate_widths
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
@@ -64,3 +65,25 @@ def test_stories260k_keeps_its_language_with_rounded_activations(tmp_path):
     assert found["8"].perplexity < 1.005 * result.full_precision
     assert found["w8a8kv8"].perplexity < 1.005 * result.full_precision
     assert found["6"].perplexity < found["w4a8"].perplexity < found["4"].perplexity
+
+
+def test_the_fashion_vit_keeps_its_predictions_at_every_width(tmp_path):
+    recipe = quept.load_recipe("vision-best").with_bits((3, 4, 8))
+    images = ASSETS / "images"
+    quept.calibrate(
+        ASSETS / "vit" / "fashion",
+        tmp_path / "out",
+        data=images / "fashion.calibration.npz",
+        recipe=recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=3)),
+        samples=192,
+        compiled=False,
+    )
+    model = quept.load(tmp_path / "out")
+    test = load_images(images / "fashion.test.npz", open_image_processor(tmp_path / "out", model.config))
+    result = evaluate_accuracy(model, test.batches(250, limit=1000), recipe.bits, baseline=True)
+    found = {row.bits: (row.calibrated, row.baseline) for row in result.results}
+    assert result.full_precision.top1 > 0.88
+    for bits, most in ((3, 0.04), (4, 0.02), (8, 0.005)):
+        calibrated, baseline = found[bits]
+        assert calibrated.lost < most
+        assert bits == 8 or calibrated.kl < baseline.kl / 2
