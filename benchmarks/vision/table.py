@@ -53,6 +53,7 @@ def rows() -> dict[str, Recipe]:
         "rounding, percentile, reparameterization": rounding("percentile", reparameterized=True),
         "vision (paper)": quept.load_recipe("vision"),
         "vision-best": best,
+        "vision-best, fully reparameterized": best.updated(reparameterization={"enabled": True}),
         "vision-best, not reparameterized": best.updated(reparameterization={"enabled": False}),
         "vision-best, logarithmic probabilities": best.updated(activations=best.activations.updated(softmax="log")),
         "paper, 5 epochs": ablation(),

@@ -168,9 +168,14 @@ class Activations(Value):
 
 
 class Reparameterization(Value):
-    """RepQ-ViT: channels behind a norm get one range in common, folded into the norm and the linears that read it."""
+    """RepQ-ViT: channels behind a norm get one range in common, folded into the norm and the linears that read it.
+
+    `strength` is how far they go towards it, 1 for all the way; "search" takes for each norm what rounds with the least
+    output error over all widths, since what makes activations alike makes the weights that meet them unlike.
+    """
 
     enabled: bool = False
+    strength: Annotated[float, Field(gt=0, le=1)] | Literal["search"] = 1.0
 
 
 class Reconstruction(Value):

@@ -88,7 +88,7 @@ def test_every_linear_of_every_block_is_found(model):
 @torch.no_grad()
 def test_reparameterization_changes_no_block(model, images):
     for block, hidden in entered(model, images)[0]:
-        transform = Reparameterize()
+        transform = Reparameterize(QUICK)
         watched = transform.watches(block.place)
         with block.observed(watched, 1000) as inputs:
             before = block.run(hidden)

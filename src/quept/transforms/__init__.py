@@ -15,7 +15,7 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     if recipe.smoothing.enabled:
         chosen.append(Smooth(recipe))
     if recipe.reparameterization.enabled:
-        chosen.append(Reparameterize())
+        chosen.append(Reparameterize(recipe))
     return tuple(chosen)
 
 

@@ -4,6 +4,9 @@ Behind a norm, channels differ much in where their values lie and how far they s
 range that all have on average; the norm's weight and bias make it so, and the linears that read it undo it: with
 `x = r x' + t`, `W x + b = (W r) x' + (b + W t)`. The shift is left out where a linear has no bias to
 take it in, or where zeros are put beside what the norm gives.
+
+Columns of the weights are multiplied by what channels are divided by, which makes them harder to round. How far to go
+may be searched: scales to a power, and that share of the shift.
 """
 
 from collections.abc import Mapping
@@ -15,15 +18,24 @@ from torch import Tensor, nn
 
 from quept.architectures import Place, Site
 from quept.nn.elastic import weight_of
+from quept.numerics import affine
+from quept.numerics.activations import TINY, Sample, best_extent, fake_quantize_tensor
+from quept.spec import Recipe
 from quept.transforms.base import Moved, Transform
 
 COVERED = 0.999  # of a channel's values lie in its range; the rest are outliers, which steps should not follow
 LEAST = 1e-3  # of the average spread: narrower channels are taken for that wide, lest weights become tiny
 
 
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of which a search takes one
+SEARCHED = 512  # rows that strengths are tried on
+
+
 @dataclass(frozen=True)
 class Reparameterize(Transform):
-    """Reparameterisation of every norm whose outputs only linears read."""
+    """Reparameterisation of every norm whose outputs only linears read, as a recipe says."""
+
+    recipe: Recipe
 
     def watches(self, place: Place) -> frozenset[str]:
         """One consumer of each norm."""
@@ -37,7 +49,8 @@ class Reparameterize(Transform):
             norm: Any = block.get_submodule(site.producer)
             consumers: list[Any] = [block.get_submodule(path) for path in site.consumers]
             biased = all(getattr(each, "bias", None) is not None for each in (norm, *consumers)) and site.shifts
-            scale, shift = common_range(inputs[site.consumers[0]].float(), shifted=biased)
+            weights = torch.cat([weight_of(linear).float() for linear in consumers])
+            scale, shift = self._chosen(inputs[site.consumers[0]].float(), weights, shifted=biased)
             offset = place.architecture.norm_offset
             norm.weight.copy_((norm.weight + offset) / scale - offset)
             if getattr(norm, "bias", None) is not None:
@@ -48,6 +61,35 @@ class Reparameterize(Transform):
                 weight_of(linear).mul_(scale)
                 moved[path] = Moved(scale, shift)
         return moved
+
+    def _chosen(self, rows: Tensor, weights: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
+        """Scale and shift, `(in,)`, for rows `(tokens, in)` that weights `(out, in)` multiply."""
+        scale, shift = common_range(rows, shifted)
+        strength = self.recipe.reparameterization.strength
+        if strength == "search":
+            few = rows[:: max(1, len(rows) // SEARCHED)]
+            errors = torch.stack(
+                [self._errors((few - share * shift) / scale**share, weights * scale**share) for share in STRENGTHS]
+            )
+            # Against none at all, so that every width counts alike; the weaker one where two are as good.
+            strength = STRENGTHS[int((errors / errors[0].clamp_min(TINY)).sum(1).argmin())]
+        return scale**strength, strength * shift
+
+    def _errors(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """The squared error of `rows @ weights.T` at each width, both rounded, `(widths,)`."""
+        exact, errors = rows @ weights.T, []
+        sample, extremes = Sample.of(rows, count=SEARCHED * 8), torch.stack(rows.aminmax())
+        for bits in self.recipe.bits:
+            grouped = weights.unsqueeze(1)
+            rounded = affine.fake_quantize(grouped, affine.grid(grouped, bits)).squeeze(1)
+            given = rows
+            if activation_bits := self.recipe.activations.beside(bits):
+                below, above = best_extent(sample, activation_bits, extremes, "search")
+                highest = rows.new_tensor(2.0**activation_bits - 1)
+                step = ((below + above) / highest).clamp_min(TINY)
+                given = fake_quantize_tensor(rows, step, (below / step).round(), highest)
+            errors.append((given @ rounded.T - exact).square().mean())
+        return torch.stack(errors)
 
 
 def common_range(rows: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
