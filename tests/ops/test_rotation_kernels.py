@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import library
 
 from quept import ops
 from quept.numerics import hadamard
@@ -122,5 +123,5 @@ def test_a_compiler_is_given_an_operator(path, dtype, rotation):
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x, share)
     assert all(torch.equal(one, other) for one, other in zip(compiled, run(x, share), strict=True))
     arguments = x, share, 8, [] if rotation is None else list(rotation.orders)
-    torch.library.opcheck(torch.ops.quept.quantize_tokens.default, arguments)
-    torch.library.opcheck(torch.ops.quept.rotate.default, (x, [88], False))
+    library.opcheck(torch.ops.quept.quantize_tokens.default, arguments)
+    library.opcheck(torch.ops.quept.rotate.default, (x, [88], False))
