@@ -1,7 +1,8 @@
 """Kernels for CPUs, where quept was built with them; what they compute is specified, and otherwise done, in `numerics`.
 
 A kernel is called directly: checking a tensor and passing its address takes a few microseconds, one of
-PyTorch's custom operators some twenty. Where a compiler looks on, `numerics` hands it operators instead, which call the same.
+PyTorch's custom operators some twenty. Where a compiler looks on, `numerics` hands it such operators, which call the
+same.
 
 `QUEPT_NATIVE` in the environment chooses: `0` runs PyTorch's operations instead, and the name of a path (`portable`,
 `avx2`, `avx512`) that path; otherwise the widest that the processor has is taken. `python -m quept.ops` says what runs.
