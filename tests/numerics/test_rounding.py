@@ -20,7 +20,10 @@ def test_with_a_zero_adapter_the_policy_rounds_to_nearest(seed, bits):
     grouped = normal(3, 2, 20, seed=seed)
     to = affine.grid(grouped, bits)
     offset = rounding.hard_offset(grouped, to, torch.zeros_like(grouped))
-    assert torch.equal(affine.codes(grouped, to, offset), affine.codes(grouped, to))
+    steps = grouped / to.scale
+    # What lies halfway between two codes, within float rounding, may go to either.
+    clear = (steps - steps.floor() - 0.5).abs() > 1e-4
+    assert torch.equal(affine.codes(grouped, to, offset)[clear], affine.codes(grouped, to)[clear])
 
 
 def test_a_weight_halfway_between_two_codes_goes_to_one_of_them():
