@@ -49,10 +49,13 @@ def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
     """Bits, not bytes, that a layer's weight takes when it is packed at a width without waste.
 
     `bits` per weight, and per scale two bytes and a zero point of `bits`. Adapters and rounding planes are in the codes
-    already, and clipping is in the scales: they take nothing beside them. At full precision, the weight in `stored`.
+    already, and clipping is in the scales: they take nothing beside them. At full precision, the weight in `stored`;
+    a layer with a width of its own has that one at every other.
     """
     if bits == FULL:
         return layer.weight.numel() * stored.itemsize * 8
+    if layer.spec.fixed:
+        (bits,) = layer.spec.groups.bits
     scales = layer.out_features * layer.scales_per_row(bits)
     return (layer.weight.numel() + scales) * bits + scales * SCALE_BYTES * 8
 
