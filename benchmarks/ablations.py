@@ -165,7 +165,7 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
             report = quept.calibrate(
                 options.model, output, data=data, recipe=recipe, seed=variant.seed_or(options.seed)
             )
-            model = quept.load(output, dtype=torch.float32)
+            model = quept.load(output, dtype=torch.float32, packed=False)
             evaluation = evaluate_widths(model, tokens, recipe.bits, sequence_length=options.sequence_length)
     return {
         "full_precision": evaluation.full_precision,

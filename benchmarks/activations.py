@@ -88,7 +88,7 @@ class Bench:
                 resume=directory.with_name(f"{directory.name}.partial").exists(),
             )
             seconds = report.total_seconds
-        return quept.load(directory, dtype=torch.float32), seconds
+        return quept.load(directory, dtype=torch.float32, packed=False), seconds
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.model = quept.load(options.artifact, dtype=torch.float32, integers=False)
+        self.model = quept.load(options.artifact, dtype=torch.float32, integers=False, packed=False)
         self.manifest = self.model.quept_manifest
         tokenizer = open_tokenizer(options.artifact)
         self.tokens = token_stream(options.test, tokenizer, max_tokens=options.test_tokens)

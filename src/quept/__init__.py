@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quept.evaluation import evaluate_widths, perplexity
     from quept.generation import KeyValueCache
     from quept.plan import PrecisionPlan, Widths
-    from quept.precision import at_precision, precision_of, set_precision
+    from quept.precision import at_precision, precision_of, prefetch, set_precision
     from quept.recipes import load_recipe
     from quept.search import allocate, measure_sensitivity
     from quept.spec import Recipe
@@ -26,7 +26,7 @@ _HOME = {
     "evaluation": ("evaluate_widths", "perplexity"),
     "generation": ("KeyValueCache",),
     "plan": ("PrecisionPlan", "Widths"),
-    "precision": ("at_precision", "precision_of", "set_precision"),
+    "precision": ("at_precision", "precision_of", "prefetch", "set_precision"),
     "recipes": ("load_recipe",),
     "search": ("allocate", "measure_sensitivity"),
     "spec": ("Recipe",),
@@ -54,6 +54,7 @@ __all__ = [
     "measure_sensitivity",
     "perplexity",
     "precision_of",
+    "prefetch",
     "save",
     "set_precision",
 ]

@@ -34,8 +34,8 @@ class Widths:
         Where weights or activations are named, the other is at full precision unless it is named as well. Raises
         `InvalidInput` for anything else.
         """
-        if isinstance(given, Widths):
-            return cls(given.weights, given.activations, given.keys_values)
+        if isinstance(given, cls):
+            return given
         if given is None:
             return cls(FULL, FULL, FULL)
         if isinstance(given, bool) or not isinstance(given, int | str):
@@ -113,7 +113,7 @@ class PrecisionPlan:
 
     def assigned(self, linears: Iterable[str], attentions: Iterable[str] = ()) -> dict[str, PlannedWidth]:
         """The width that the plan gives each part, by path; parts that it does not name are left out."""
-        linears, attentions = list(linears), list(attentions)
+        linears, attentions = dict.fromkeys(linears), dict.fromkeys(attentions)  # in order, and quick to look in
         assigned: dict[str, PlannedWidth] = {}
         for name, planned in self.bits.items():
             if not is_pattern(name):
@@ -127,7 +127,7 @@ class PrecisionPlan:
 
     def unmatched(self, paths: Iterable[str]) -> list[str]:
         """The entries that name none of `paths`, sorted."""
-        paths = list(paths)
+        paths = set(paths)
         return sorted(str(name) for name in self.bits if not _names_any(name, paths))
 
 
@@ -153,7 +153,7 @@ def is_pattern(name: object) -> bool:
     return isinstance(name, str) and any(character in name for character in "*?[")
 
 
-def _names_any(name: object, paths: list[str]) -> bool:
+def _names_any(name: object, paths: set[str]) -> bool:
     return any(fnmatchcase(path, str(name)) for path in paths) if is_pattern(name) else name in paths
 
 

@@ -1,8 +1,9 @@
 """Choosing the widths a model runs at, while it runs."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -14,7 +15,25 @@ from quept.plan import PlannedWidth, PrecisionPlan, Widths
 from quept.spec import Activations
 from quept.widths import FULL
 
+LOADED = "quept_parts"  # the attribute under which a loaded model keeps its parts
+
+_AHEAD = ThreadPoolExecutor(1, "quept-prefetch")  # one, so that what was asked for first comes first
+
 Precision = int | str | Widths | PrecisionPlan | Mapping[str, PlannedWidth] | None
+
+
+class Parts(NamedTuple):
+    """What a precision decides on, by module path: linears, attentions' keys and values, attentions' operands."""
+
+    linears: dict[str, ElasticLinear]
+    key_values: dict[str, KeyValues]
+    products: dict[str, AttentionProducts]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Parts":
+        """The parts of a model; those of a loaded one were looked up once."""
+        known: Parts | None = getattr(model, LOADED, None)
+        return known or cls(elastic_linears(model), key_values(model), attention_products(model))
 
 
 def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
@@ -46,15 +65,15 @@ def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True
     progress. Raises `InvalidInput`, with the model untouched, for a width that was not calibrated and, unless `strict`
     is False, for a plan with entries that name nothing in the model (see `PrecisionPlan.unmatched`).
     """
-    layers, attentions, products = elastic_linears(model), key_values(model), attention_products(model)
+    layers, attentions, products = Parts.of(model)
     assigned = _assigned(precision, {**layers, **products}, attentions, strict)
-    chosen = {path: _widths_of(layers[path], planned) for path, planned in assigned.items() if path in layers}
+    chosen = _chosen(layers, assigned)
     kept = {path: _kept_width(planned) for path, planned in assigned.items() if path in attentions}
     operands = {path: _width_of(products[path], planned) for path, planned in assigned.items() if path in products}
     if any(bits is not None for bits in (*kept.values(), *operands.values())):
         install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
-    for path, (bits, activation_bits) in chosen.items():
-        layers[path].bits, layers[path].activation_bits = bits, activation_bits
+    for layer, bits, activation_bits in chosen:
+        layer.run_at(bits, activation_bits)
     for path, bits in kept.items():
         attentions[path].bits = bits
     for path, bits in operands.items():
@@ -63,9 +82,10 @@ def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True
 
 def precision_of(model: nn.Module) -> PrecisionPlan:
     """The plan in force."""
-    linears = {path: _planned(layer) for path, layer in elastic_linears(model).items()}
-    kept = {path: each.bits for path, each in key_values(model).items()}
-    return PrecisionPlan({**linears, **kept, **{path: each.bits for path, each in attention_products(model).items()}})
+    layers, attentions, products = Parts.of(model)
+    linears = {path: _planned(layer) for path, layer in layers.items()}
+    operands = {path: each.bits for path, each in products.items()}
+    return PrecisionPlan({**linears, **{path: each.bits for path, each in attentions.items()}, **operands})
 
 
 @contextmanager
@@ -98,9 +118,41 @@ def rounded_to_nearest(model: nn.Module, precision: Precision) -> Iterator[None]
         yield
 
 
+def prefetch(model: nn.Module, precision: Precision) -> "Future[int]":
+    """Derive, beside whatever else runs, the weights that `precision` needs, so that a switch to it costs nothing.
+
+    What is resident and not in force makes room; where room is short, weights that are left out are derived when they
+    are first used. The result is how many linears have their weight resident now. Raises as `set_precision` does.
+    """
+    layers, attentions, products = Parts.of(model)
+    assigned = _assigned(precision, {**layers, **products}, attentions)
+    wanted = _chosen(layers, assigned)
+    in_force = {
+        layer.forms(layer.bits, layer.activation_bits)[0] for layer in layers.values() if layer.bits is not None
+    }
+
+    def derive() -> int:
+        made = 0
+        for layer, bits, activation_bits in wanted:
+            if bits is not None and layer.residency is not None:
+                made += layer.residency.prefetch(*layer.forms(bits, activation_bits), in_force)
+        return made
+
+    return _AHEAD.submit(derive)
+
+
+def make_resident(model: nn.Module) -> None:
+    """Derive the weights in force that are not resident, instead of at their first use, as far as there is room."""
+    for layer in Parts.of(model).linears.values():
+        if layer.bits is not None and layer.residency is not None:
+            layer.residency.get(*layer.forms(layer.bits, layer.activation_bits))
+
+
 def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights:
     """Keep derived weights between forward passes within `budget` bytes (None: no limit)."""
     residency = DerivedWeights(budget)
+    setattr(model, LOADED, None)
+    setattr(model, LOADED, Parts.of(model))
     for layer in elastic_linears(model).values():
         layer.residency = residency
     return residency
@@ -121,6 +173,25 @@ def _assigned(
             f"{sorted(linears)[:3]}. Patterns are written with *, as in 'model.layers.0.*'."
         )
     return plan.assigned(linears, attentions)
+
+
+def _chosen(
+    layers: Mapping[str, ElasticLinear], assigned: Mapping[str, PlannedWidth]
+) -> list[tuple[ElasticLinear, int | None, int | None]]:
+    """Each layer that is assigned a width, and the widths of its weights and inputs."""
+    known: dict[tuple[int, int, type, Any], tuple[int | None, int | None]] = {}
+    chosen = []
+    for path, planned in assigned.items():
+        layer = layers.get(path)
+        if layer is None:
+            continue
+        # Layers share a few settings: what a width means to one, it means to all of them.
+        written = planned if isinstance(planned, int | str) else Widths.parse(planned)
+        key = id(layer.spec), id(None if layer.input is None else layer.input.spec), type(written), written
+        if key not in known:
+            known[key] = _widths_of(layer, written)
+        chosen.append((layer, *known[key]))
+    return chosen
 
 
 def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tuple[int | None, int | None]:

@@ -343,65 +343,6 @@ def test_changing_the_dtype_leaves_the_learned_parameters_exactly_as_they_are(co
 # Derived weights kept in memory
 
 
-def tensor_of(numbers):
-    return torch.zeros(numbers)
-
-
-def test_the_least_recently_used_weight_goes_first_and_the_budget_holds():
-    kept, derived = DerivedWeights(budget=3 * 40), []
-
-    def derive(bits):
-        derived.append(bits)
-        return tensor_of(10)
-
-    for bits in (2, 3, 4, 2, 5):  # 2 is used again, so 3 is the oldest when 5 needs room
-        kept.get("a", bits, derive)
-        assert kept.resident == sum(kept.widths().values()) <= 120
-    assert kept.widths() == {2: 40, 4: 40, 5: 40}
-    kept.get("a", 2, derive)
-    assert derived == [2, 3, 4, 5]
-    kept.get("a", 3, derive)
-    assert derived == [2, 3, 4, 5, 3]
-    assert kept.widths() == {2: 40, 3: 40, 5: 40}
-
-
-def test_a_large_weight_pushes_out_as_many_as_it_needs_but_none_if_it_never_fits():
-    kept = DerivedWeights(budget=100)
-    for path in "ab":
-        kept.get(path, 2, lambda bits: tensor_of(10))
-    kept.get("c", 8, lambda bits: tensor_of(26))
-    assert kept.widths() == {2: 80}
-    kept.get("c", 8, lambda bits: tensor_of(25))
-    assert kept.widths() == {8: 100}
-    assert kept.resident == 100
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_the_budget_counts_bytes_not_numbers(dtype):
-    kept = DerivedWeights(budget=1000)
-    kept.get("a", 2, lambda bits: torch.zeros(10, dtype=dtype))
-    assert kept.resident == 10 * torch.zeros((), dtype=dtype).element_size()
-
-
-def test_without_a_budget_every_weight_stays_and_a_budget_of_zero_keeps_none():
-    unlimited, none = DerivedWeights(), DerivedWeights(budget=0)
-    for bits in WIDTHS:
-        unlimited.get("a", bits, lambda bits: tensor_of(10))
-        assert none.get("a", bits, lambda bits: tensor_of(10)).numel() == 10
-    assert list(unlimited.widths()) == list(WIDTHS)
-    assert none.resident == 0
-
-
-def test_forgetting_drops_the_weights_of_one_layer_only():
-    kept = DerivedWeights()
-    for path in ("a", "ab"):
-        for bits in (2, 8):
-            kept.get(path, bits, lambda bits: tensor_of(10))
-    kept.forget("a")
-    assert kept.resident == 80
-    assert kept.get("ab", 2, pytest.fail).numel() == 10
-
-
 def counted(layer):
     """The layer with a residency, and the list of widths it has derived."""
     derived, original = [], layer.derive

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from quept.nn import DerivedWeights, ElasticInput, learned_names, nearest, replace_linears, stored_tensors
+from quept.nn import DerivedWeights, ElasticInput, Execution, learned_names, nearest, replace_linears, stored_tensors
 from quept.numerics import integer
 from quept.numerics.hadamard import Rotation
 from quept.spec import Activations, Adapter, Granularity, WeightSpec
@@ -147,7 +147,7 @@ def test_products_of_integers_are_what_they_stand_for(bits, activation_bits, dty
     simulated = [linear(states) for linear in module.values()]
     kept = DerivedWeights()
     for linear in module.values():
-        linear.integers, linear.residency = True, kept
+        linear.execution, linear.residency = Execution(integers=True), kept
     multiplied = [linear(states) for linear in module.values()]
     for one, other in zip(multiplied, simulated, strict=True):
         assert one.dtype == dtype

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from quept import __version__
-from quept.cli import allocate, calibrate, demo, evaluate, generate, info, sensitivity
+from quept.cli import allocate, bench, calibrate, demo, evaluate, generate, info, sensitivity
 from quept.cli.console import fail
 from quept.errors import QueptError
 
@@ -27,6 +27,7 @@ COMMANDS = (
     evaluate.evaluate,
     generate.generate,
     info.info,
+    bench.bench,
     sensitivity.sensitivity,
     allocate.allocate,
     demo.demo,

@@ -204,7 +204,7 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     if is_artifact(model):
         if recipe is not None:
             raise InvalidInput("--recipe is for models that are no artifacts; an artifact has its own.")
-        loaded = load(model, device=where, dtype=exact)
+        loaded = load(model, device=where, dtype=exact, packed=False)
         manifest = loaded.quept_manifest
         length = manifest.recipe.data.sequence_length
         source, task = source_of(loaded.config), architecture_of(loaded.config.model_type).task

@@ -141,7 +141,7 @@ def open_subject(
         raise InvalidInput("Gradients are of linears alone; use --metric kl for --kv-bits.")
     keys_values = () if kv_bits is None else parse_bits(kv_bits)
     where = choose_device(device)
-    model = load(directory, device=where, dtype=choose_dtype(dtype, where), integers=False)
+    model = load(directory, device=where, dtype=choose_dtype(dtype, where), integers=False, packed=False)
     manifest = model.quept_manifest
     count = SAMPLES[architecture_of(manifest.architecture).task] if samples is None else samples
     drawn = draw_samples(model, directory, data, count, sequence_length, seed)

@@ -2,6 +2,7 @@
 
 from quept.nn.baseline import nearest, quantizers_of
 from quept.nn.elastic import ElasticLinear
+from quept.nn.execution import Execution
 from quept.nn.inputs import ElasticInput
 from quept.nn.products import AttentionProducts
 from quept.nn.quantizers import Quantizer
@@ -14,6 +15,7 @@ __all__ = [
     "DerivedWeights",
     "ElasticInput",
     "ElasticLinear",
+    "Execution",
     "Quantizer",
     "learned_names",
     "nearest",

@@ -13,6 +13,8 @@ from quept.spec import WeightSpec
 class ElasticConv2d(ElasticLinear):
     """`nn.Conv2d` on `(batch, channels, height, width)`; its master weight is `(out, channels x height x width)`."""
 
+    is_matrix = False
+
     def __init__(self, convolution: nn.Conv2d, spec: WeightSpec, path: str, input: ElasticInput | None = None) -> None:
         bias = convolution.bias
         weight = convolution.weight.detach().flatten(1).contiguous()
@@ -32,9 +34,6 @@ class ElasticConv2d(ElasticLinear):
         if linear.padding_mode != "zeros":
             raise ValueError(f"the convolution at {path} pads with {linear.padding_mode!r}, not with zeros")
         return cls(linear, spec, path, input)
-
-    def _multiplies_integers(self, hidden: Tensor) -> bool:
-        return False
 
     def _product(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(hidden, weight.view(-1, *self.kernel), bias, **self.steps)

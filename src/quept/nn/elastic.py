@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quept.errors import InvalidInput
+from quept.nn.execution import Execution
 from quept.nn.inputs import ElasticInput
-from quept.nn.residency import DerivedWeights
+from quept.nn.residency import DerivedWeights, Key, Sized
 from quept.numerics import affine, integer, planes, ranges, rounding
+from quept.numerics.packed import PackedWeight, packed_linear
 from quept.spec import WeightSpec
 
 WHOLE = 20.0  # sigmoid(20) is 1 in float32
@@ -63,6 +65,7 @@ class ElasticLinear(nn.Module):
         input: what its inputs go through first, shared with the linears that read the same tensor; or absent.
     """
 
+    is_matrix = True  # whether `hidden @ weight.T` is all that a forward pass computes
     bits: int | None
     activation_bits: int | None
     product_dtype: torch.dtype | None  # of the matrix product while training; None leaves it to the inputs
@@ -80,7 +83,7 @@ class ElasticLinear(nn.Module):
         self.out_features, self.in_features = out_features, in_features
         self.bits = self.activation_bits = None
         self.product_dtype = None
-        self.integers = False  # whether integer products may be used
+        self.execution = Execution()
         self.override: Tensor | None = None
         self.residency: DerivedWeights | None = None
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -138,12 +141,21 @@ class ElasticLinear(nn.Module):
         nearly_whole = max(CLIPPING_START, math.log(2 * (2**bits - 1) - 1))
         self.clipping[str(bits)].copy_(torch.logit(share.squeeze(-1), eps=1e-6).clamp_max(nearly_whole))
 
+    def run_at(self, bits: int | None, activation_bits: int | None) -> None:
+        """Set both widths."""
+        # Past the setter of modules, which looks for parameters first: with it, most of a switch would be that.
+        self.__dict__["bits"], self.__dict__["activation_bits"] = bits, activation_bits
+
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)` at the current widths."""
         if self._multiplies_integers(hidden):
             return self._integer_product(hidden)
         if self.input is not None:
             hidden = self.input(hidden, self.activation_bits, self.path)
+        if self._multiplies_packed(hidden):
+            # What has been rounded already is not rounded once more.
+            exact = self.execution.exact or self.activation_bits is not None
+            return packed_linear(hidden, self.current_packed(), self.bias, exact=exact)
         weight = self.current_weight()
         if self.product_dtype is None:
             return self._product(hidden, weight, self.bias)
@@ -158,18 +170,58 @@ class ElasticLinear(nn.Module):
             return self.weight
         if self.residency is None:
             return self.derive(self.bits)
-        return self.residency.get(self.path, self.bits, self._derive_detached)
+        return self.residency.get(Key(self.path, self.bits, "dense"), self._derive_detached)
+
+    def current_packed(self) -> PackedWeight:
+        """The packed weight at the current width, which is not full precision."""
+        assert self.bits is not None
+        if self.residency is None:
+            return self.pack(self.bits)
+        return self.residency.get(Key(self.path, self.bits, "packed"), self.pack)
+
+    def pack(self, bits: int) -> PackedWeight:
+        """The weight at `bits` in as many bits, with its scales and zero points."""
+        with torch.inference_mode(False), torch.no_grad():
+            codes, grid = self.codes(bits)
+            flat = affine.join_groups(codes, self.in_features)
+            scale, zero_point = grid.scale.squeeze(-1), grid.zero_point.squeeze(-1)
+            return PackedWeight.of(flat, scale, zero_point, bits, self._inputs_per_scale(bits))
+
+    def forget_derived(self) -> None:
+        """Drop what is resident of this layer's weight at any width."""
+        if self.residency is not None:
+            self.residency.forget(self.path)
+
+    def forms(self, bits: int, activation_bits: int | None) -> tuple[Key, Callable[[int], Sized]]:
+        """What a forward pass at these widths would make resident, and how it is made."""
+        if self._has_integers(bits, activation_bits):
+            return Key(self.path, bits, "integers"), self._integer_weight
+        if self.execution.packed and self.is_matrix:
+            return Key(self.path, bits, "packed"), self.pack
+        return Key(self.path, bits, "dense"), self._derive_detached
+
+    def _multiplies_packed(self, hidden: Tensor) -> bool:
+        """Whether the packed weight is multiplied: where no gradient is needed."""
+        if not (self.execution.packed and self.is_matrix) or self.bits is None or self.override is not None:
+            return False
+        return not (torch.is_grad_enabled() and hidden.requires_grad)
 
     def _multiplies_integers(self, hidden: Tensor) -> bool:
         """Whether codes are multiplied instead of what they stand for: where that is possible."""
-        if self.bits is None or self.activation_bits is None or self.residency is None or not self.integers:
+        if not self.execution.integers or self.override is not None or torch.is_grad_enabled():
             return False
-        if self.override is not None or torch.is_grad_enabled() or self.scales_per_row(self.bits) > 1:
+        if self.bits is None or self.residency is None or not self._has_integers(self.bits, self.activation_bits):
             return False
         assert self.input is not None
-        if self.input.quantizer.override is not None or not self.input.has_token_ranges:
+        return self.input.quantizer.override is None and integer.supported(hidden.device)
+
+    def _has_integers(self, bits: int, activation_bits: int | None) -> bool:
+        """Whether these widths can be multiplied as integers, where the device can."""
+        if not (self.execution.integers and self.is_matrix) or activation_bits is None:
             return False
-        return self.in_features <= integer.LARGEST_IN and integer.supported(hidden.device)
+        if self.scales_per_row(bits) > 1:
+            return False
+        return self.input is not None and self.input.has_token_ranges and self.in_features <= integer.LARGEST_IN
 
     def _product(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(hidden, weight, bias)
@@ -180,7 +232,7 @@ class ElasticLinear(nn.Module):
         assert self.input is not None
         assert self.residency is not None
         tokens = self.input.codes(hidden, self.activation_bits, self.path)
-        weight = self.residency.get(self.path, self.bits, self._integer_weight, form="integers")
+        weight = self.residency.get(Key(self.path, self.bits, "integers"), self._integer_weight)
         return integer.integer_linear(tokens, weight, self.bias, hidden.dtype)
 
     def _integer_weight(self, bits: int) -> integer.IntegerWeight:
@@ -335,14 +387,12 @@ class ElasticLinear(nn.Module):
             moved = getattr(self, leaf) if not owner else getattr(self, owner)[leaf]
             if moved.dtype != value.dtype:
                 moved.data = value.to(moved.device)
-        if self.residency is not None:
-            self.residency.forget(self.path)
+        self.forget_derived()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        if self.residency is not None:
-            self.residency.forget(self.path)
+        self.forget_derived()
 
     def extra_repr(self) -> str:
         """Shape, widths and rank, for `print(model)`."""

@@ -1,13 +1,14 @@
 """Derived weights kept between forward passes, within a budget."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, cast
+from threading import RLock
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 
 class Sized(Protocol):
-    """A form of a weight: a tensor, or what an integer product wants."""
+    """A form of a weight: a tensor, packed codes, or what an integer product wants."""
 
     @property
     def nbytes(self) -> int:
@@ -17,45 +18,84 @@ class Sized(Protocol):
 Form = TypeVar("Form", bound=Sized)
 
 
+class Key(NamedTuple):
+    """Which weight: of the layer at `path`, at `bits`, as `form` (`"dense"`, `"packed"`, `"integers"`)."""
+
+    path: str
+    bits: int
+    form: str
+
+
 @dataclass
 class DerivedWeights:
     """Weights derived for a width, by layer path, width and form; the least recently used go first.
 
-    `budget` is in bytes; None means no limit. A weight larger than the whole budget is derived at each use.
+    `budget` is in bytes; None means no limit. A weight larger than the whole budget is derived at each use. Threads may
+    share one of these: while one derives ahead, another computes.
     """
 
     budget: int | None = None
     resident: int = 0
-    _weights: OrderedDict[tuple[str, int, str], Sized] = field(default_factory=OrderedDict)
+    _weights: OrderedDict[Key, Sized] = field(default_factory=OrderedDict)
+    _lock: RLock = field(default_factory=RLock)
 
-    def get(self, path: str, bits: int, derive: Callable[[int], Form], form: str = "dense") -> Form:
-        """The weight of layer `path` at `bits` in the form that `derive` gives, made now unless it is resident."""
-        key = (path, bits, form)
-        kept = self._weights.get(key)
-        if kept is not None:
-            self._weights.move_to_end(key)
-            return cast(Form, kept)
-        weight = derive(bits)
-        size = weight.nbytes
-        if self.budget is not None and size > self.budget:
-            return weight
-        while self.budget is not None and self.resident + size > self.budget:
-            self._evict(next(iter(self._weights)))
-        self._weights[key] = weight
-        self.resident += size
+    def get(self, key: Key, derive: Callable[[int], Form]) -> Form:
+        """The weight of a key, in the form that `derive` gives for its width; made now unless it is resident."""
+        with self._lock:
+            kept = self._weights.get(key)
+            if kept is not None:
+                self._weights.move_to_end(key)
+                return cast(Form, kept)
+        weight = derive(key.bits)
+        self._keep(key, weight, in_force=())
         return weight
+
+    def prefetch(self, key: Key, derive: Callable[[int], Sized], in_force: Container[Key]) -> bool:
+        """Make a weight resident ahead of its use, unless room for it is taken by what is `in_force`."""
+        with self._lock:
+            if key in self._weights:
+                self._weights.move_to_end(key)
+                return True
+        return self._keep(key, derive(key.bits), in_force)
 
     def forget(self, path: str) -> None:
         """Drop what was derived from this layer, because its parameters changed or moved."""
-        for key in [key for key in self._weights if key[0] == path]:
-            self._evict(key)
+        with self._lock:
+            for key in [key for key in self._weights if key.path == path]:
+                self._evict(key)
+
+    def holds(self, key: Key) -> bool:
+        """Whether a weight is resident."""
+        return key in self._weights
 
     def widths(self) -> dict[int, int]:
         """Resident bytes by width."""
         sizes: dict[int, int] = {}
-        for (_, bits, _), weight in self._weights.items():
-            sizes[bits] = sizes.get(bits, 0) + weight.nbytes
+        with self._lock:
+            for key, weight in self._weights.items():
+                sizes[key.bits] = sizes.get(key.bits, 0) + weight.nbytes
         return dict(sorted(sizes.items()))
 
-    def _evict(self, key: tuple[str, int, str]) -> None:
+    def __reduce__(self) -> tuple[type["DerivedWeights"], tuple[int | None]]:
+        """A copied model derives its own weights."""
+        return type(self), (self.budget,)
+
+    def _keep(self, key: Key, weight: Sized, in_force: Container[Key]) -> bool:
+        size = weight.nbytes
+        with self._lock:
+            if key in self._weights:  # another thread was faster
+                return True
+            if self.budget is not None:
+                if size > self.budget:
+                    return False
+                idle = [each for each in self._weights if each not in in_force]
+                while self.resident + size > self.budget:
+                    if not idle:
+                        return False
+                    self._evict(idle.pop(0))
+            self._weights[key] = weight
+            self.resident += size
+        return True
+
+    def _evict(self, key: Key) -> None:
         self.resident -= self._weights.pop(key).nbytes

@@ -16,7 +16,7 @@ from quept.assembly import make_elastic
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
-from quept.nn import learned_names, stored_tensors
+from quept.nn import Execution, learned_names, stored_tensors
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
 from quept.storage.manifest import Manifest, read_manifest, record_files
@@ -43,6 +43,8 @@ def load(
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     integers: bool | None = None,
+    packed: bool | None = None,
+    exact: bool = False,
     verify: bool = True,
 ) -> Any:
     """The transformers model of an artifact, ready to run at any of its widths.
@@ -57,6 +59,10 @@ def load(
         integers: where weights and activations are both rounded, multiply their codes, which gives the same up to float
             rounding, instead of what they stand for. None does so on CPUs that have an exact integer product; on
             CUDA it has not been measured.
+        packed: keep weights packed at their width and multiply them as they are, instead of deriving dense ones.
+            None does so on a CPU.
+        exact: multiply packed weights by activations as they come. Otherwise, where few tokens run at a time, these
+            are rounded to eight bits on the way, with a scale per token and 128 channels, which is faster.
         verify: check the SHA-256 of every file first.
 
     Raises `InvalidInput` where there is no artifact or the width is not in it, `CorruptArtifact` where the artifact
@@ -69,8 +75,12 @@ def load(
     model.to(choose_device(device)).eval()
     model.requires_grad_(False)
     layers = elastic_linears(model).values()
+    on_cpu = next(iter(layers)).weight.device.type == "cpu"
+    execution = Execution(
+        integers=on_cpu if integers is None else integers, packed=on_cpu if packed is None else packed, exact=exact
+    )
     for layer in layers:
-        layer.integers = layer.weight.device.type == "cpu" if integers is None else integers
+        layer.execution = execution
     one_width = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     keep_derived_weights(model, 2 * one_width if memory_budget is None else memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory

@@ -1,0 +1,142 @@
+"""`quept bench`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from quept.cli.console import (
+    JsonFile,
+    Quiet,
+    bar,
+    check_plot,
+    check_target,
+    out,
+    show_table,
+    size,
+    write_json,
+)
+from quept.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from quept.evaluation.speed import Speed
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Of the processor. Default: as many as PyTorch takes.")]
+
+
+def bench(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact of a language model.")],
+    bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8, or w4a8. Default: all there are.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode behind it.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the prompt; medians count.")] = 3,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of what is not quantized: auto (the checkpoint's), float32, bfloat16.")
+    ] = "auto",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Multiply activations as they come, not rounded to eight bits on the way.")
+    ] = False,
+    threads: Threads = None,
+    baseline: Annotated[bool, typer.Option(help="Measure the model unquantized, in bfloat16, as well.")] = True,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw speeds by width: .png or .html.")] = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time an artifact at every width on this processor: prompts, single tokens, and changing the width.
+
+    Single tokens are limited by how fast weights come from memory: the table says how much of the memory's measured
+    speed is reached. Other work on the machine makes all figures lower; run it alone.
+    """
+    import torch
+
+    from quept.architectures import architecture_of
+    from quept.cli.evaluate import choose_dtype
+    from quept.evaluation.speed import measure_speed
+    from quept.ops import describe, read_bandwidth
+    from quept.plan import parse_precisions
+    from quept.storage import load
+
+    check_target("--json", json_file)
+    check_plot("--plot", plot)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kept = None if dtype == "auto" else choose_dtype(dtype, torch.device("cpu"))
+    model = load(directory, dtype=kept, packed=True, exact=exact)
+    if architecture_of(model.config.model_type).task != "text-generation":
+        raise InvalidInput(
+            f"{directory} holds a {model.config.model_type} model, which classifies images; bench is for models that "
+            "generate text."
+        )
+    widths = parse_precisions(bits) if bits else tuple(model.quept_manifest.recipe.bits)
+    settings: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "repeats": repeats}
+    with bar(quiet) as progress:
+        task = progress.add_task("memory", detail="", total=(repeats + tokens) * (len(widths) + baseline))
+        settings["on_step"] = lambda: progress.update(task, advance=1)
+        bandwidth = read_bandwidth()
+        full: Speed | None = None
+        if baseline:
+            progress.update(task, description="bfloat16")
+            plain = load(directory, dtype=torch.bfloat16, packed=False, verify=False)
+            full = measure_speed(plain, None, **settings)
+            del plain
+        speeds = []
+        for width in widths:
+            progress.update(task, description=f"{width} bits")
+            speeds.append(measure_speed(model, width, **settings))
+    show(speeds, full, bandwidth, f"{directory}, {torch.get_num_threads()} threads", out(quiet, json_file))
+    if plot is not None:
+        draw(speeds, full, directory, plot)
+    report = {
+        "directory": directory,
+        "threads": torch.get_num_threads(),
+        "kernels": describe(),
+        "read_bytes_per_second": bandwidth,
+        "baseline": None if full is None else asdict(full),
+        "widths": [asdict(each) for each in speeds],
+    }
+    write_json(json_file, report)
+
+
+def show(speeds: "Sequence[Speed]", full: "Speed | None", bandwidth: float, title: str, console: Console) -> None:
+    """The table for people; speeds beside the baseline's as ratios."""
+
+    def row(each: "Speed", name: str) -> tuple[str, ...]:
+        return (
+            name,
+            f"{each.prefill:.0f}",
+            f"{each.decode:.1f}",
+            "-" if full is None else f"{each.prefill / full.prefill:.2f}",
+            "-" if full is None else f"{each.decode / full.decode:.2f}",
+            f"{each.bytes_per_second / bandwidth:.0%}",
+            size(each.memory_bytes),
+            f"{each.derive_seconds:.2f} s",
+            f"{each.switch_seconds * 1e3:.2f} ms",
+        )
+
+    columns = (
+        *("bits", "prompt tokens/s", "tokens/s", "prompt / bf16", "tokens / bf16"),
+        *("of memory's speed", "weights", "first switch", "switch"),
+    )
+    rows = [] if full is None else [row(full, "bf16")]
+    show_table(console, f"Speed of {title}", columns, rows + [row(each, each.precision) for each in speeds])
+    console.print(f"Weights are read from memory at up to {bandwidth / 1e9:.1f} GB/s here.")
+
+
+def draw(speeds: "Sequence[Speed]", full: "Speed | None", title: str, path: Path) -> None:
+    """The time of a token by width, as PNG or HTML by the ending of `path`."""
+    from quept.plots import Curve, Point, write_html, write_png
+
+    points = tuple(
+        Point(int(each.precision), 1e3 / each.decode, None, each.memory_bytes)
+        for each in speeds
+        if each.precision.isdigit()
+    )
+    if not points:
+        raise InvalidInput("There is nothing to plot: plots are of plain widths (--bits 2-8).")
+    baseline = math.nan if full is None else 1e3 / full.decode
+    curve = Curve(title, "milliseconds per token", baseline, points, None if full is None else full.memory_bytes)
+    (write_png if path.suffix == ".png" else write_html)(curve, path)
