@@ -84,7 +84,7 @@ def second_order() -> Iterator[None]:
     def start(linear: Any) -> dict[int, nn.Parameter]:
         offsets: dict[int, nn.Parameter] = learn_rounding(linear)
         for bits, offset in offsets.items():
-            low, high = torch.sigmoid(linear.clipping[str(bits)]).unsqueeze(-1)
+            low, high = linear.shares(bits).unsqueeze(-1)
             to = affine.grid(linear._split(linear._master(), bits), bits, low, high)
             moved = feedback(linear._master(), linear.hessian, to, offset.shape[-1])
             offset.data.copy_((linear._split(moved - linear._master(), bits) / to.scale).clamp(-0.5, 0.5))
@@ -126,7 +126,7 @@ def sign_descent() -> Iterator[None]:
 def free_weights() -> Iterator[None]:
     """Weights may move to any code (EfficientQAT); each width keeps codes of its own instead of a plane."""
     kept: dict[tuple[str, int], Tensor] = {}
-    settle, derive = ElasticLinear.settle_rounding, ElasticLinear.derive
+    settle, derive = ElasticLinear.settle, ElasticLinear.derive
 
     def keep(linear: Any) -> None:
         for bits, offset in linear.offsets.items():
@@ -137,11 +137,11 @@ def free_weights() -> Iterator[None]:
     def derived(linear: Any, bits: int) -> Tensor:
         if linear.offsets or (linear.path, bits) not in kept:
             return derive(linear, bits)
-        return kept[linear.path, bits].to(linear.weight)
+        return kept[linear.path, bits].to(linear.dtype)
 
     with (
         patch.object(descent, "REACH", 4.0),
-        patch.object(ElasticLinear, "settle_rounding", keep),
+        patch.object(ElasticLinear, "settle", keep),
         patch.object(ElasticLinear, "derive", derived),
     ):
         yield

@@ -1,6 +1,6 @@
 """Choosing the widths a model runs at, while it runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
@@ -11,6 +11,7 @@ from quept.architectures.attention import install
 from quept.errors import InvalidInput
 from quept.nn import AttentionProducts, DerivedWeights, ElasticLinear, nearest
 from quept.nn.keyvalues import KeyValues
+from quept.nn.residency import Key, Sized
 from quept.plan import PlannedWidth, PrecisionPlan, Widths
 from quept.spec import Activations
 from quept.widths import FULL
@@ -127,25 +128,31 @@ def prefetch(model: nn.Module, precision: Precision) -> "Future[int]":
     layers, attentions, products = Parts.of(model)
     assigned = _assigned(precision, {**layers, **products}, attentions)
     wanted = _chosen(layers, assigned)
-    in_force = {
-        layer.forms(layer.bits, layer.activation_bits)[0] for layer in layers.values() if layer.bits is not None
-    }
+    in_force = {key for key, _ in _in_force(model)}
+    residency = next(iter(layers.values())).residency
 
     def derive() -> int:
-        made = 0
-        for layer, bits, activation_bits in wanted:
-            if bits is not None and layer.residency is not None:
-                made += layer.residency.prefetch(*layer.forms(bits, activation_bits), in_force)
-        return made
+        forms = [layer.form(bits, activation_bits) for layer, bits, activation_bits in wanted]
+        return sum(residency.prefetch(*form, in_force) for form in forms if residency is not None and form is not None)
 
     return _AHEAD.submit(derive)
 
 
-def make_resident(model: nn.Module) -> None:
-    """Derive the weights in force that are not resident, instead of at their first use, as far as there is room."""
+def make_resident(model: nn.Module) -> int:
+    """Derive the weights in force that are not resident, instead of at their first use, as far as there is room.
+
+    Returns the bytes of all weights in force that are derived.
+    """
+    residency = next(iter(Parts.of(model).linears.values())).residency
+    return 0 if residency is None else sum(residency.get(*form).nbytes for form in _in_force(model))
+
+
+def _in_force(model: nn.Module) -> Iterator[tuple[Key, Callable[[int], Sized]]]:
+    """What the next forward pass needs resident, and how it is made."""
     for layer in Parts.of(model).linears.values():
-        if layer.bits is not None and layer.residency is not None:
-            layer.residency.get(*layer.forms(layer.bits, layer.activation_bits))
+        form = layer.form(layer.bits, layer.activation_bits)
+        if form is not None:
+            yield form
 
 
 def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights:

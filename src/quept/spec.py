@@ -11,77 +11,31 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from quept.weights import Adapter, AdapterEntry, AdapterKind, Granularity, Store, WeightSpec
 from quept.widths import BitGroups, Value, Width, covering, parse_bits
 
-AdapterKind = Literal["cascade", "shared", "independent", "none"]
-AdapterEntry = Literal["weight", "scale", "rounding"]
+__all__ = [
+    "Activations",
+    "Adapter",
+    "AdapterEntry",
+    "AdapterKind",
+    "Data",
+    "Granularity",
+    "Merging",
+    "Recipe",
+    "Reconstruction",
+    "Reparameterization",
+    "Rotation",
+    "Smoothing",
+    "Store",
+    "WeightSpec",
+]
+
 MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
 Loss = Literal["mae", "mse"]
 RangeStart = Literal["min-max", "percentile", "search"]
+MAX_STORED_RANK = 1024  # products of two 7-bit factors still sum exactly in float32
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Granularity(Value):
-    """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere.
-
-    At the widths in `symmetric_bits` the zero point is always the middle code, for which integer products need no
-    correction.
-    """
-
-    group_size: Annotated[int, Field(ge=1)] = 128
-    grouped_bits: tuple[Width, ...] = (2,)
-    symmetric_bits: tuple[Width, ...] = ()
-
-    def inputs_per_scale(self, bits: int, in_features: int) -> int:
-        """Inputs under one scale at this width; never more than the row has."""
-        return min(self.group_size, in_features) if bits in self.grouped_bits else in_features
-
-
-class Adapter(Value):
-    """MB-CLoRA: which low-rank slice each bit group uses, and where it enters (supplement, tables 1 and 4).
-
-    `rank` is the rank that each group adds. All kinds own the same `B: (out, R)` and `A: (R, in)`, with `R` the
-    rank times the number of groups; they differ only in the slice that a group reads. `isolated` stops the gradient
-    of a cascade's lower group at the slices it shares with higher ones, so that low widths cannot disturb high ones.
-    `bits` are the widths that have an adapter; empty means all.
-    """
-
-    kind: AdapterKind = "cascade"
-    entry: AdapterEntry = "weight"
-    rank: Annotated[int, Field(ge=1)] = 16
-    isolated: bool = False
-    bits: tuple[Width, ...] = ()
-
-    @model_validator(mode="after")
-    def _isolates_a_cascade(self) -> Self:
-        if self.isolated and self.kind != "cascade":
-            raise ValueError(f"adapter.isolated is for kind 'cascade'; {self.kind!r} has no slices of higher groups")
-        return self
-
-    def total_rank(self, groups: BitGroups) -> int:
-        """Columns of `B` and rows of `A`."""
-        return self.rank * len(self._adapted(groups))
-
-    def columns(self, bits: int, groups: BitGroups) -> slice:
-        """The columns of `B` and rows of `A` that a width uses; none where it has no adapter."""
-        adapted = self._adapted(groups)
-        group = groups.groups[groups.index(bits)]
-        if group not in adapted or (self.bits and bits not in self.bits):
-            return slice(0, 0)
-        last = self.rank * (adapted.index(group) + 1)
-        match self.kind:
-            case "independent":
-                return slice(last - self.rank, last)
-            case "shared":
-                return slice(0, self.rank * len(adapted))
-            case _:
-                return slice(0, last)
-
-    def _adapted(self, groups: BitGroups) -> list[tuple[int, ...]]:
-        """The groups that have an adapter, high to low."""
-        if self.kind == "none":
-            return []
-        return [group for group in groups.groups if not self.bits or set(self.bits) & set(group)]
 
 
 class Merging(Value):
@@ -235,19 +189,6 @@ class Data(Value):
     sequence_length: Annotated[int, Field(ge=2)] = 2048
 
 
-class WeightSpec(Value):
-    """All that one elastic linear layer must know: widths, granularity and adapter.
-
-    One that is `fixed` has a single width, at which it runs whenever the model runs at any.
-    """
-
-    groups: BitGroups
-    granularity: Granularity
-    adapter: Adapter
-    learned_rounding: tuple[Width, ...] = ()
-    fixed: bool = False
-
-
 class Recipe(Value):
     """Everything that a calibration does, as read from a recipe file.
 
@@ -260,6 +201,7 @@ class Recipe(Value):
     granularity: Granularity = Granularity()
     adapter: Adapter = Adapter()
     learned_rounding: tuple[Width, ...] = ()
+    store: Store = Store()
     reconstruction: Reconstruction = Reconstruction()
     merging: Merging = Merging()
     smoothing: Smoothing = Smoothing()
@@ -303,6 +245,13 @@ class Recipe(Value):
                 f"learned_rounding and adapter.entry {self.adapter.entry!r} would both decide the rounding; use the "
                 "entry 'weight' with it, or leave learned_rounding empty"
             )
+        if self.store.master_bits in (*self.learned_rounding, *self.adapter.bits):
+            raise ValueError(
+                f"at {self.store.master_bits} bits the store's master is used as it is; leave that width out of "
+                "learned_rounding and adapter.bits"
+            )
+        if self.store.master_bits and self.adapter.total_rank(self.groups) > MAX_STORED_RANK:
+            raise ValueError(f"with store.master_bits the ranks of all groups may sum to {MAX_STORED_RANK} at most")
         enabled = [name for name in ("smoothing", "rotation", "reparameterization") if getattr(self, name).enabled]
         if len(enabled) > 1:
             raise ValueError(
@@ -324,12 +273,25 @@ class Recipe(Value):
     @property
     def weight_spec(self) -> WeightSpec:
         """What each linear layer of the model must know."""
+        adapter, stored = self.adapter, self.store.master_bits is not None
+        if stored and adapter.kind != "none":
+            adapted = self.store.without_master(adapter.bits or self.bits)
+            adapter = adapter.updated(bits=adapted) if adapted else Adapter(kind="none")
         return WeightSpec(
             groups=self.groups,
             granularity=self.granularity,
-            adapter=self.adapter,
+            adapter=adapter,
             learned_rounding=tuple(bits for bits in self.bits if bits in self.learned_rounding),
+            store=self.store,
+            scaled=not stored or self.smoothing.enabled or self.reparameterization.enabled,
         )
+
+    @property
+    def trained_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The bit groups, high to low, without the width that has nothing to train: that of a stored master."""
+        if self.activations.bits:
+            return self.groups.groups
+        return tuple(self.store.without_master(group) for group in self.groups.groups)
 
     @property
     def outer_weight_spec(self) -> WeightSpec | None:

@@ -64,7 +64,7 @@ def trained(model, windows, settings: Recipe, noise: float):
         block,
         streams,
         targets,
-        settings.groups,
+        settings.trained_groups,
         settings.reconstruction,
         output_error("mse"),
         PlainPass(),
@@ -144,7 +144,7 @@ def test_settling_keeps_every_code_that_training_ended_with(family, tiny_model, 
         for offset in offsets.values():
             offset.data.uniform_(-0.5, 0.5, generator=generator)
         before = {bits: linear.codes(bits)[0] for bits in WIDTHS}
-        linear.settle_rounding()
+        linear.settle()
         assert not linear.offsets
         for bits in WIDTHS:
             assert torch.equal(linear.codes(bits)[0], before[bits])
@@ -160,7 +160,7 @@ def test_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows
 
 def test_draws_follow_cadence_and_group_size():
     groups = BitGroups(groups=[[7, 8], [5], [3], [2]])
-    draws = expected_draws(groups, Reconstruction(cadence=(4, 0, 2, 1)), 10)
+    draws = expected_draws(groups.groups, Reconstruction(cadence=(4, 0, 2, 1)), 10)
     assert draws == {8: 1.5, 7: 1.5, 5: 0, 3: 5, 2: 10}
 
 

@@ -43,7 +43,7 @@ def test_float_activations_give_the_simulation(artifact, windows, bits):
 def test_codes_are_those_of_the_simulation_bit_for_bit(artifact, bits):
     for layer in Parts.of(quept.load(artifact, bits)).linears.values():
         codes, grid = layer.codes(bits)
-        packed = layer.current_packed()
+        packed = layer.pack(bits)
         assert torch.equal(packed.unpacked(), codes.flatten(1)[:, : layer.in_features])
         assert torch.equal(packed.zero_point.float(), grid.zero_point.squeeze(-1))
         torch.testing.assert_close(packed.dense(torch.float32), layer.derive(bits), rtol=1e-3, atol=1e-7)

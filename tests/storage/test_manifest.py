@@ -103,7 +103,7 @@ def test_a_manifest_is_written_as_the_golden_file_byte_for_byte(tmp_path):
 
 def test_the_golden_file_is_read_as_the_manifest_it_was_written_from():
     assert read_manifest(GOLDEN.parent, verify=False) == small_manifest()
-    assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 1
+    assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 2
 
 
 def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
@@ -180,10 +180,10 @@ def test_where_there_is_no_manifest_the_input_is_at_fault(tmp_path):
 # What is damaged
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, -1, 1.5, "1", "", None, [1], {"a": 1}, "x" * 10_000], ids=reprlib.repr)
+@pytest.mark.parametrize("version", [0, 3, 99, -1, 1.5, "1", "", None, [1], {"a": 1}, "x" * 10_000], ids=reprlib.repr)
 def test_another_format_version_is_refused_with_what_is_read(artifact, version):
     altered(artifact, lambda data: data.update(version=version))
-    refused(artifact, "format version", "reads version 1")
+    refused(artifact, "format version", "reads versions 1 and 2")
 
 
 def test_a_manifest_without_version_is_refused(artifact):
@@ -323,6 +323,6 @@ def test_one_flipped_bit_anywhere_in_a_file_is_found(artifact, name):
 def test_without_verification_only_the_manifest_itself_is_checked(artifact):
     (artifact / "config.json").unlink()
     assert read_manifest(artifact, verify=False) == small_manifest()
-    altered(artifact, lambda data: data.update(version=2))
+    altered(artifact, lambda data: data.update(version=3))
     with pytest.raises(CorruptArtifact):
         read_manifest(artifact, verify=False)

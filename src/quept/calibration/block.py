@@ -75,7 +75,9 @@ class CalibrationBlock:
     def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
         """Fold a transform into the weights; see there for `inputs`."""
         for path, moved in transform.fold(self.module, self.place, inputs).items():
-            self.linears[path].input_scale.copy_(moved.scale)
+            scale = self.linears[path].input_scale
+            assert scale is not None
+            scale.copy_(moved.scale)
             self.moved[path] = moved
 
     def multiplied(self, path: str, rows: Tensor) -> Tensor:
@@ -88,10 +90,19 @@ class CalibrationBlock:
         return (rows if shift is None else rows - shift) / scale
 
     def round_to_stored(self) -> None:
-        """Round all weights to the dtype they will be stored in, so that what ships is what is trained."""
+        """Round all weights to what they will be stored in, so that what ships is what is trained."""
+        stored = {f"{path}.weight" for path, linear in self.linears.items() if linear.master_bits is not None}
+        for linear in self.linears.values():
+            linear.round_master()
         for name, parameter in self.module.named_parameters():
-            if name in self._stored:
+            if name in self._stored and name not in stored:
                 parameter.data = parameter.data.to(self._stored[name]).to(parameter.dtype)
+
+    def settle(self) -> None:
+        """End the training: what was learned takes the form that it is stored in."""
+        for linear in self.linears.values():
+            linear.settle()
+        self.module.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The block's tensors by path in the model, each once, on the CPU, in the checkpoint's dtypes."""
@@ -102,6 +113,8 @@ class CalibrationBlock:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave; raises RuntimeError where names or shapes differ."""
+        for linear in self.linears.values():
+            linear.empty()
         prefix = f"{self.path}."
         given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         if differing := sorted(given.keys() ^ stored_tensors(self.module).keys()):

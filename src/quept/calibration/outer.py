@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from quept.assembly import assemble_outer
 from quept.calibration.job import Job
 from quept.nn import ElasticLinear, stored_tensors
-from quept.nn.elastic import WHOLE
 from quept.nn.quantizers import TensorQuantizer
+from quept.nn.weight import WHOLE
 
 
 class OuterLayers:

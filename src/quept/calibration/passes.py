@@ -57,10 +57,10 @@ class CompiledPass(PlainPass):
         """The layer's weight at a width, `(out, in)`; not compiled with an adapter, or symmetric."""
         if bits not in layer.offsets or layer.has_adapter(bits) or bits in layer.spec.granularity.symmetric_bits:
             return super().weight(layer, bits)
-        offset, logits = layer.offsets[bits], layer.clipping[str(bits)]
+        offset, shares = layer.offsets[bits], layer.shares(bits)
         # A row per scale, of whatever layer and width, so that one compilation serves all.
         rows = [values.flatten(0, 1) for values in (*layer.frozen_range(bits), offset)]
-        quantized = self._tried(self._quantize, *rows, logits.flatten(1).unsqueeze(-1), 2**bits - 1)
+        quantized = self._tried(self._quantize, *rows, shares.flatten(1).unsqueeze(-1), 2**bits - 1)
         return super().weight(layer, bits) if quantized is None else layer.joined(quantized.view_as(offset))
 
     def _tried(self, compiled: Callable[..., Tensor] | None, *given: Any) -> Tensor | None:
@@ -80,12 +80,12 @@ def _run(call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
     return call(module, hidden)
 
 
-def _quantize(weight: Tensor, low: Tensor, high: Tensor, offset: Tensor, logits: Tensor, maximum: int) -> Tensor:
+def _quantize(weight: Tensor, low: Tensor, high: Tensor, offset: Tensor, shares: Tensor, maximum: int) -> Tensor:
     """`affine.fake_quantize` in operations that a compiler can fuse; equal to it up to float rounding.
 
-    Of a weight `(scales, inputs)`, with ranges `(scales, 1)` and clipping logits `(2, scales, 1)`.
+    Of a weight `(scales, inputs)`, with ranges `(scales, 1)` and the shares of them that are kept, `(2, scales, 1)`.
     """
-    low_share, high_share = torch.sigmoid(logits)
+    low_share, high_share = shares
     low, high = low * low_share, high * high_share
     scale = (high - low) / maximum
     scale = torch.where(scale > 0, scale, 1.0)

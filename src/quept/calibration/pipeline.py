@@ -1,9 +1,10 @@
 """The method, top to bottom.
 
 `calibrate` opens the model, captures what flows into its first block, and takes the blocks in order: advance the
-full-precision stream, smooth, make the linears elastic, reconstruct, advance the quantized streams, write the block
-to disk. One block is on the compute device at a time. A block that is already on disk is not trained again: it is
-read back and the streams pass through it, which is what lets an interrupted run go on bit for bit.
+full-precision stream, smooth, make the linears elastic, round their weights to what is stored, reconstruct, advance
+the quantized streams, write the block to disk. One block is on the compute device at a time. A block that is already
+on disk is not trained again: it is read back and the streams pass through it, which is what lets an interrupted run go
+on bit for bit.
 """
 
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ class _Run:
             block,
             quantized,
             full_precision,
-            self.recipe.groups,
+            self.recipe.trained_groups,
             self.training,
             trained,
             self.forward,
@@ -218,6 +219,7 @@ class _Run:
             self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
         )
+        block.settle()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
         with self.clock("measuring"):
             errors = self._measure(block, full_precision, quantized, reported)

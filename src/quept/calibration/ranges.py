@@ -8,8 +8,8 @@ from torch import Tensor
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.reconstruct import expected_draws
 from quept.nn import ElasticLinear
-from quept.nn.elastic import WHOLE
 from quept.nn.quantizers import Quantizer, TensorQuantizer
+from quept.nn.weight import WHOLE
 from quept.spec import Recipe
 
 ROWS = 4096  # of a linear's inputs, on which the range of a whole tensor is placed
@@ -32,11 +32,11 @@ def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
     """
     recipe = block.recipe
     start = recipe.reconstruction.clipping_start
-    draws = expected_draws(recipe.groups, recipe.reconstruction, 1)
+    draws = expected_draws(recipe.trained_groups, recipe.reconstruction, 1)
     trained = recipe.reconstruction.epochs > 0
     rows = {path: block.multiplied(path, given) for path, given in inputs.items()}
     for path, linear in block.linears.items():
-        for bits in recipe.bits:
+        for bits in recipe.store.without_master(recipe.bits):
             if trained and not draws[bits]:
                 linear.reset_clipping(bits, WHOLE)
             elif start == "search":

@@ -19,7 +19,6 @@ from quept.calibration.stream import Stream
 from quept.errors import CalibrationFailed
 from quept.numerics import rounding
 from quept.spec import Recipe, Reconstruction
-from quept.widths import BitGroups
 
 # The rounding policy's regulariser (AdaRound): its weight, and how its sharpness falls over the training.
 UNDECIDED_WEIGHT = 0.01
@@ -31,7 +30,7 @@ def reconstruct(
     block: CalibrationBlock,
     inputs: Sequence[Stream],
     targets: Stream,
-    groups: BitGroups,
+    groups: Sequence[Sequence[int]],
     settings: Reconstruction,
     objective: Objective,
     forward: Pass,
@@ -39,11 +38,12 @@ def reconstruct(
     clock: Clock,
     on_step: Callable[[int, int, float], None],
 ) -> None:
-    """Train what a block's linears learn, in place; `inputs` holds the stream of each bit group, high to low.
+    """Train what a block's linears learn, in place; `inputs` holds the stream of each bit group.
 
-    `on_step` is told the step, the number of steps and the loss. Raises `CalibrationFailed` on a non-finite loss.
+    `groups` are those to train, high to low; an empty one takes no part. `on_step` is told the step, the number of
+    steps and the loss. Raises `CalibrationFailed` on a non-finite loss.
     """
-    steps = count_steps(targets.samples, settings)
+    steps = count_steps(targets.samples, settings) if any(groups) else 0
     if not steps:
         return
     draws = expected_draws(groups, settings, steps)
@@ -59,8 +59,8 @@ def reconstruct(
             rows = order[batch * settings.batch_size :][: settings.batch_size]
             target, total = targets.read(rows), 0.0
             errors: dict[bool, Error] = {}  # of this batch, in bfloat16 or not
-            for index, (group, stream) in enumerate(zip(groups.groups, inputs, strict=True)):
-                if not settings.takes_part(index, step):
+            for index, (group, stream) in enumerate(zip(groups, inputs, strict=True)):
+                if not group or not settings.takes_part(index, step):
                     continue
                 bits = draw(group, generator)
                 half = bits in settings.bfloat16_bits
@@ -77,9 +77,6 @@ def reconstruct(
                 descent.step()
             step += 1
             on_step(step, steps, total)
-    for layer in block.linears.values():
-        layer.settle_rounding()
-    block.module.requires_grad_(False)
 
 
 def count_steps(samples: int, settings: Reconstruction) -> int:
@@ -91,15 +88,15 @@ def trained_tokens(recipe: Recipe, sequence_length: int) -> int:
     """Tokens that pass forward and backward through one block, each counted once per width it passes at."""
     settings, samples = recipe.reconstruction, recipe.data.samples
     steps = count_steps(samples, settings)
-    passes = sum(expected_draws(recipe.groups, settings, steps).values())
+    passes = sum(expected_draws(recipe.trained_groups, settings, steps).values())
     return round(passes * min(samples, settings.batch_size) * sequence_length)
 
 
-def expected_draws(groups: BitGroups, settings: Reconstruction, steps: int) -> dict[int, float]:
+def expected_draws(groups: Sequence[Sequence[int]], settings: Reconstruction, steps: int) -> dict[int, float]:
     """In how many of `steps` steps each width is drawn, on average."""
     return {
         bits: sum(settings.takes_part(index, step) for step in range(steps)) / len(group)
-        for index, group in enumerate(groups.groups)
+        for index, group in enumerate(groups)
         for bits in group
     }
 

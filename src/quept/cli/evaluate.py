@@ -217,7 +217,7 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     if chosen.activations.range == "tensor":
         chosen = chosen.updated(activations={}, outer_bits=None)
     off = {name: {"enabled": False} for name in ("rotation", "smoothing", "reparameterization")}
-    chosen = chosen.updated(adapter={"kind": "none"}, learned_rounding=(), **off)
+    chosen = chosen.updated(adapter={"kind": "none"}, learned_rounding=(), store={}, **off)
     stored = plain.dtype
     make_elastic(cast_parameters(plain, exact or stored).to(where), chosen)
     length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)

@@ -30,7 +30,7 @@ def info(
     recipe, provenance = manifest.recipe, manifest.provenance
     architecture = architecture_of(manifest.architecture)
     stored = sum(record.bytes for record in manifest.files.values())
-    parameters = sum(layer.weight.numel() for layer in elastic_linears(model).values())
+    parameters = sum(layer.numel for layer in elastic_linears(model).values())
     facts = [
         ("architecture", manifest.architecture),
         ("quantized weights", f"{parameters:,} in {len(elastic_linears(model))} linears"),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from quept.errors import InvalidInput
-from quept.nn import ElasticLinear
 from quept.precision import Parts, Precision, make_resident, set_precision
 
 SWITCHES = 5  # back and forth, of which the median counts
@@ -110,17 +109,11 @@ def read_per_token(model: Any, *, embedding: bool = False) -> int:
     layers = Parts.of(model).linears.values()
     elastic = {id(parameter) for layer in layers for parameter in layer.parameters() if parameter is not layer.bias}
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    is_head = head is not None and head.weight is table
+    is_head = head is not None and getattr(head, "weight", None) is table
     skipped = elastic if embedding or is_head else elastic | {id(table)}
     others: int = sum(each.nbytes for each in model.parameters() if id(each) not in skipped)
-    return others + sum(_read(layer) for layer in layers)
-
-
-def _read(layer: ElasticLinear) -> int:
-    """Bytes of a layer's weight in the form that is multiplied."""
-    if layer.bits is None or layer.residency is None:
-        return layer.current_weight().nbytes
-    return layer.residency.get(*layer.forms(layer.bits, layer.activation_bits)).nbytes
+    plain = sum(layer.weight.nbytes for layer in layers if layer.coded(layer.bits) is None)
+    return others + plain + make_resident(model)
 
 
 def _switch(model: Any, precision: Precision) -> None:

@@ -20,13 +20,13 @@ def nearest(
     So do the operands of `products`. What has no width runs at full precision.
     """
     layers, products = list(layers), list(products)
-    before = [layer.activation_bits for layer in layers], [each.bits for each in products]
+    before = [(layer.bits, layer.activation_bits) for layer in layers]
+    operands = [each.bits for each in products]
     quantizers = quantizers_of(layers, products)
     try:
         for layer in layers:
-            # Detached: a parameter that is assigned to a module becomes one of its own.
-            layer.override = layer.weight.detach() if bits is None else layer.nearest(bits)
-            layer.activation_bits = activation_bits
+            layer.override = None if bits is None else layer.nearest(bits)
+            layer.bits, layer.activation_bits = bits, activation_bits
         for each in products:
             each.bits = activation_bits
         if activation_bits is not None:
@@ -34,9 +34,9 @@ def nearest(
                 quantizer.override = quantizer.whole_grid(activation_bits)
         yield
     finally:
-        for layer, given in zip(layers, before[0], strict=True):
-            layer.override, layer.activation_bits = None, given
-        for each, given in zip(products, before[1], strict=True):
+        for layer, (weights, inputs) in zip(layers, before, strict=True):
+            layer.override, layer.bits, layer.activation_bits = None, weights, inputs
+        for each, given in zip(products, operands, strict=True):
             each.bits = given
         for quantizer in quantizers:
             quantizer.override = None

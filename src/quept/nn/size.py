@@ -31,8 +31,8 @@ def current_bytes(model: nn.Module, stored: torch.dtype) -> int:
 def mean_bits(model: nn.Module) -> float:
     """The mean width over all elastic weights that the model runs at now; a whole number where all have the same."""
     layers = _elastic(model)
-    total = sum((layer.bits or FULL) * layer.weight.numel() for layer in layers)
-    return total / sum(layer.weight.numel() for layer in layers)
+    total = sum((layer.bits or FULL) * layer.numel for layer in layers)
+    return total / sum(layer.numel for layer in layers)
 
 
 def full_precision_bytes(model: nn.Module, stored: torch.dtype) -> int:
@@ -53,11 +53,11 @@ def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
     a layer with a width of its own has that one at every other.
     """
     if bits == FULL:
-        return layer.weight.numel() * stored.itemsize * 8
+        return layer.numel * stored.itemsize * 8
     if layer.spec.fixed:
         (bits,) = layer.spec.groups.bits
     scales = layer.out_features * layer.scales_per_row(bits)
-    return (layer.weight.numel() + scales) * bits + scales * SCALE_BYTES * 8
+    return (layer.numel + scales) * bits + scales * SCALE_BYTES * 8
 
 
 def _whole(model: nn.Module, linears: Iterable[int], stored: torch.dtype) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from quept.nn.elastic import ElasticLinear
 from quept.nn.keyvalues import KeyValues
 from quept.nn.quantizers import Quantizer
+from quept.nn.store import EightBitStore
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -23,6 +24,6 @@ def learned_names(module: nn.Module) -> set[str]:
     return {
         f"{path}.{name}" if path else name
         for path, part in module.named_modules(remove_duplicate=False)
-        if isinstance(part, ElasticLinear | Quantizer | KeyValues)
+        if isinstance(part, ElasticLinear | EightBitStore | Quantizer | KeyValues)
         for name in part.learned()
     }

@@ -38,7 +38,7 @@ class Costs:
         only = {path: layer.spec.groups.bits[0] for path, layer in fixed.items()}
         aside = sum(linear_bits(layer, only[path], stored) for path, layer in fixed.items())
         return cls(
-            weights={path: layer.weight.numel() for path, layer in linears.items()},
+            weights={path: layer.numel for path, layer in linears.items()},
             bits={
                 path: {bits: linear_bits(layer, bits, stored) for bits in (*layer.spec.groups.bits, FULL)}
                 for path, layer in linears.items()

@@ -19,7 +19,7 @@ from quept.files import refusal
 from quept.nn import Execution, learned_names, stored_tensors
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
-from quept.storage.manifest import Manifest, read_manifest, record_files
+from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,13 +75,13 @@ def load(
     model.to(choose_device(device)).eval()
     model.requires_grad_(False)
     layers = elastic_linears(model).values()
-    on_cpu = next(iter(layers)).weight.device.type == "cpu"
+    on_cpu = next(iter(layers)).device.type == "cpu"
     execution = Execution(
         integers=on_cpu if integers is None else integers, packed=on_cpu if packed is None else packed, exact=exact
     )
     for layer in layers:
         layer.execution = execution
-    one_width = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    one_width = sum(layer.numel * layer.dtype.itemsize for layer in layers)
     keep_derived_weights(model, 2 * one_width if memory_budget is None else memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
@@ -120,8 +120,8 @@ def save(model: Any, directory: str | Path) -> None:
                 if (name.startswith(prefix) if prefix else not name.startswith(f"{architecture.blocks}."))
             }
             write_shards(partial, shard_stem(part, blocks), chosen)
-        dtype = str(next(iter(elastic_linears(model).values())).weight.dtype).removeprefix("torch.")
-        manifest.updated(dtype=dtype, files=record_files(partial)).write(partial)
+        dtype = str(next(iter(elastic_linears(model).values())).dtype).removeprefix("torch.")
+        manifest.updated(version=FORMAT_VERSION, dtype=dtype, files=record_files(partial)).write(partial)
         if target.exists():
             target.rmdir()
         partial.rename(target)
@@ -137,6 +137,8 @@ def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
         model = model_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # init_empty_weights undoes the ties made inside it
     make_elastic(model, recipe)
+    for layer in elastic_linears(model).values():
+        layer.empty()
     return model
 
 
@@ -185,9 +187,12 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
                 f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place is {place.dtype} of "
                 f"shape {tuple(place.shape)}."
             )
-        if verify and not bool(torch.isfinite(tensor).all()):
+        if verify and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CorruptArtifact(f"The tensor {name} holds NaN or infinite values; calibrate again.")
         if cast_to is not None and name not in learned:
             tensors[name] = tensor.to(cast_to)
+    for layer in layers.values():
+        if cast_to is not None:
+            layer.come_out_in(cast_to)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()

@@ -1,6 +1,6 @@
 """`quept.json`: what an artifact is, where it came from, and which files belong to it.
 
-Format version 1. One directory holds this manifest, transformers' configuration and tokenizer files, and
+Format version 2. One directory holds this manifest, transformers' configuration and tokenizer files, and
 safetensors shards: the first with everything outside the blocks, then one per block (more where a block exceeds
 5 GB). Every file stands here with its size and SHA-256; nothing else in the directory is read.
 """
@@ -8,9 +8,9 @@ safetensors shards: the first with everything outside the blocks, then one per b
 import json
 import reprlib
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from quept.errors import CorruptArtifact, InvalidInput
 from quept.files import replacing, sha256
@@ -18,7 +18,8 @@ from quept.spec import Recipe
 from quept.widths import Value, Width
 
 MANIFEST = "quept.json"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+READ_VERSIONS = (1, 2)
 # What transformers may read from a model directory; other files, such as a README, are nobody's business.
 READ_SUFFIXES = {".json", ".jinja", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 
@@ -57,13 +58,19 @@ class Manifest(Value):
     """The whole of `quept.json`."""
 
     format: Literal["quept"] = "quept"
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[1, 2] = FORMAT_VERSION
     architecture: str
     dtype: Literal["float32", "bfloat16", "float16"]
     recipe: Recipe
     provenance: Provenance
     block_errors: tuple[BlockError, ...]
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _stores_since_version_2(self) -> Self:
+        if self.version == 1 and self.recipe.store.master_bits is not None:
+            raise ValueError("recipe.store.master_bits is set, but format version 1 keeps weights in floats")
+        return self
 
     @property
     def blocks(self) -> int:
@@ -124,9 +131,10 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again."
         ) from None
     version = data.get("version") if isinstance(data, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READ_VERSIONS:
         raise CorruptArtifact(
-            f"{directory} has format version {reprlib.repr(version)}; this quept reads version {FORMAT_VERSION}. "
+            f"{directory} has format version {reprlib.repr(version)}; this quept reads versions "
+            f"{' and '.join(map(str, READ_VERSIONS))}. "
             "Install a quept that matches, or calibrate again."
         )
     try:
