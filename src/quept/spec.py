@@ -192,8 +192,8 @@ class Data(Value):
 class Recipe(Value):
     """Everything that a calibration does, as read from a recipe file.
 
-    `outer_bits` is the width of the layers in front of the blocks and behind them, where a family has such (patch
-    embedding and classifier of a vision transformer); None leaves them as they are.
+    `outer_bits` is the width of the layers in front of the blocks and behind them (patch embedding and classifier of a
+    vision transformer, head of a language model); None leaves them as they are.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -300,7 +300,8 @@ class Recipe(Value):
             return None
         groups = BitGroups.partition((self.outer_bits,))
         granularity = Granularity(group_size=self.granularity.group_size, grouped_bits=())
-        return WeightSpec(groups=groups, granularity=granularity, adapter=Adapter(kind="none"), fixed=True)
+        store = self.store if self.store.master_bits == self.outer_bits else Store()
+        return WeightSpec(groups=groups, granularity=granularity, adapter=Adapter(kind="none"), store=store, fixed=True)
 
     @property
     def outer_activations(self) -> Activations:

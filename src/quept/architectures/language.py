@@ -24,6 +24,7 @@ def _opt_rotates(config: Any) -> bool:
 LLAMA = Architecture(
     model_type="llama",
     blocks="model.layers",
+    outer=("lm_head",),
     linears=(
         "self_attn.q_proj",
         "self_attn.k_proj",
@@ -60,6 +61,7 @@ GEMMA3 = replace(GEMMA2, model_type="gemma3_text")
 PHI3 = Architecture(
     model_type="phi3",
     blocks="model.layers",
+    outer=("lm_head",),
     linears=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
     sites=(
         Site("input_layernorm", ("self_attn.qkv_proj",)),
@@ -73,6 +75,7 @@ PHI3 = Architecture(
 OPT = Architecture(
     model_type="opt",
     blocks="model.decoder.layers",
+    outer=("lm_head",),
     linears=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"),
     sites=(
         Site(
@@ -94,6 +97,7 @@ OPT = Architecture(
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
     blocks="gpt_neox.layers",
+    outer=("lm_head",),
     linears=("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     sites=(
         Site("input_layernorm", ("attention.query_key_value",)),
@@ -109,6 +113,7 @@ GPT_NEOX = Architecture(
 GPT2 = Architecture(
     model_type="gpt2",
     blocks="transformer.h",
+    outer=("lm_head",),
     linears=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
     sites=(
         Site("ln_1", ("attn.c_attn",)),

@@ -121,7 +121,7 @@ def _check_matches_config(model: Any, recipe: Recipe) -> None:
     Building it here, without weights, also tells a rank that a layer is too small for before any work is done.
     """
     here = stored_tensors(model).keys()
-    empty = skeleton(_described(model), recipe.updated(store={}), torch.float32)
+    empty = skeleton(_described(model), recipe.updated(store={}, outer_bits=None), torch.float32)
     if differing := sorted(here ^ (stored_tensors(empty).keys() - learned_names(empty))):
         raise InvalidInput(
             f"The model is not the one that its configuration describes: they differ in "

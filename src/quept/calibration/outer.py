@@ -37,8 +37,10 @@ class OuterLayers:
         if new:
             run()
         for layer in new.values():
-            for bits in layer.spec.groups.bits:
+            for bits in layer.spec.store.without_master(layer.spec.groups.bits):
                 layer.reset_clipping(bits, WHOLE)
+            layer.round_master()
+            layer.settle()
         for quantizer in quantizers:
             seen = isinstance(quantizer, TensorQuantizer)
             quantizer.place(self.job.recipe.activations.start if seen else WHOLE)
@@ -56,7 +58,9 @@ class OuterLayers:
         inside = f"{self.job.architecture.blocks}."
         rest = {name: tensor for name, tensor in stored_tensors(self.job.model).items() if not name.startswith(inside)}
         for path, layer in self.placed.items():
-            weight = rest.pop(f"{path}.weight")
+            weight = self.job.model.get_submodule(path).weight.detach()
+            if rest.pop(f"{path}.weight", None) is None:  # an embedding shares it
+                weight = weight.clone()
             for name, tensor in stored_tensors(layer).items():
                 kept = rest.get(f"{path}.{name}", tensor)
                 rest[f"{path}.{name}"] = weight.flatten(1) if name == "weight" else kept

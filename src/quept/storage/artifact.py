@@ -16,7 +16,7 @@ from quept.assembly import make_elastic
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
-from quept.nn import Execution, learned_names, stored_tensors
+from quept.nn import ElasticLinear, Execution, learned_names, stored_tensors
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
@@ -195,4 +195,5 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
         if cast_to is not None:
             layer.come_out_in(cast_to)
     model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
+    if not isinstance(model.get_output_embeddings(), ElasticLinear):  # a head with a width is no embedding any more
+        model.tie_weights()
