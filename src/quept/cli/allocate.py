@@ -1,6 +1,5 @@
 """`quept allocate`."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from quept.cli.console import (
     clean,
     figure,
     out,
+    parse_size,
     show_table,
     size,
     write_json,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from quept.search.subject import Subject
 
 FRONT_BUDGETS = 12
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def allocate(
@@ -365,14 +364,6 @@ def show_measured(tried: "Sequence[Measurement]", metric: str, console: Console)
     """The plans that were measured on the way, in order; the last is the answer."""
     rows = [(f"{each.allocation.average_bits:.3f}", size(each.allocation.bytes), f"{each.value:.5g}") for each in tried]
     show_table(console, "Plans that were measured; the last one is taken", ("bits", "packed size", metric), rows)
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `2.5GB`, `900 MB` or a plain number; decimal units."""
-    written = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper(), re.ASCII)
-    if written is None or not float(written[1]):
-        raise InvalidInput(f"The size {text!r} cannot be read; write bytes, or 900MB, or 2.5GB.")
-    return int(float(written[1]) * _UNITS[written[2].rstrip("B")])
 
 
 def _fixed(text: str) -> tuple[str, int]:

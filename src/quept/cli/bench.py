@@ -11,11 +11,13 @@ from rich.console import Console
 
 from quept.cli.console import (
     JsonFile,
+    MemoryBudget,
     Quiet,
     bar,
     check_plot,
     check_target,
     out,
+    parse_size,
     show_table,
     size,
     write_json,
@@ -41,6 +43,7 @@ def bench(
         bool, typer.Option("--exact", help="Multiply activations as they come, not rounded to eight bits on the way.")
     ] = False,
     threads: Threads = None,
+    memory_budget: MemoryBudget = None,
     baseline: Annotated[bool, typer.Option(help="Measure the model unquantized, in bfloat16, as well.")] = True,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw speeds by width: .png or .html.")] = None,
     json_file: JsonFile = None,
@@ -65,7 +68,8 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     kept = None if dtype == "auto" else choose_dtype(dtype, torch.device("cpu"))
-    model = load(directory, dtype=kept, packed=True, exact=exact)
+    budget = None if memory_budget is None else parse_size(memory_budget)
+    model = load(directory, dtype=kept, packed=True, exact=exact, memory_budget=budget)
     if architecture_of(model.config.model_type).task != "text-generation":
         raise InvalidInput(
             f"{directory} holds a {model.config.model_type} model, which classifies images; bench is for models that "

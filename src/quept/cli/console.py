@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ ModelDtype = Annotated[
     str,
     typer.Option("--dtype", help="auto (float32 on a CPU, the checkpoint's elsewhere), float32, bfloat16 or float16."),
 ]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for packed weights: 2.5GB, 900MB. Those not used for longest go first. Default: 16 bits a weight.",
+    ),
+]
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Interrupted(QueptError):
@@ -136,3 +145,11 @@ def figure(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `2.5GB`, `900 MB` or a plain number; decimal units."""
+    written = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper(), re.ASCII)
+    if written is None or not float(written[1]):
+        raise InvalidInput(f"The size {text!r} cannot be read; write bytes, or 900MB, or 2.5GB.")
+    return int(float(written[1]) * _UNITS[written[2].rstrip("B")])

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quept.cli.console import Device, JsonFile, Quiet, check_target, out, size, write_json
+from quept.cli.console import Device, JsonFile, MemoryBudget, Quiet, check_target, out, parse_size, size, write_json
 from quept.errors import InvalidInput
 
 
@@ -29,6 +29,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; higher is more varied.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = 0,
+    memory_budget: MemoryBudget = None,
     device: Device = "auto",
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -59,7 +60,9 @@ def generate(
         raise InvalidInput(
             "--kv-recent leaves some of what --kv-bits rounds in full precision; give --kv-bits as well."
         )
-    model = load(directory, None if plan is None else PrecisionPlan.read(plan), device=device)
+    planned = None if plan is None else PrecisionPlan.read(plan)
+    budget = None if memory_budget is None else parse_size(memory_budget)
+    model = load(directory, planned, device=device, memory_budget=budget)
     if architecture_of(model.config.model_type).task != "text-generation":
         raise InvalidInput(
             f"{directory} holds a {model.config.model_type} model, which classifies images and generates no text; see "

@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quept.cli.console import JsonFile, Quiet, check_target, clean, out, show_table, size, write_json
+from quept.cli.console import (
+    JsonFile,
+    MemoryBudget,
+    Quiet,
+    check_target,
+    clean,
+    out,
+    parse_size,
+    show_table,
+    size,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from quept.architectures import Architecture
@@ -14,13 +25,19 @@ if TYPE_CHECKING:
 
 def info(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
+    memory_budget: MemoryBudget = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what an artifact is: widths, sizes, block errors, where it came from."""
+    """Show what an artifact is: widths, sizes, block errors, where it came from.
+
+    Beside the size of each width stands the memory that its packed weights take while it is resident, and which widths
+    are resident at once within [bold]--memory-budget[/], the narrowest first.
+    """
     check_target("--json", json_file)
+    budget = None if memory_budget is None else parse_size(memory_budget)
     from quept.architectures import architecture_of
-    from quept.nn.size import full_precision_bytes, packed_bytes
+    from quept.nn.size import full_precision_bytes, packed_bytes, resident_bytes
     from quept.ops import describe
     from quept.precision import elastic_linears
     from quept.storage import load
@@ -72,21 +89,45 @@ def info(
             {
                 "bits": bits,
                 "bytes": packed_bytes(model, bits, model.dtype),
+                "resident_bytes": resident_bytes(model, bits),
                 "error_ratio": sum(ratios) / len(ratios) if ratios else 1.0,
             }
         )
-    rows = [(recipe.label(int(w["bits"])), size(int(w["bytes"])), f"{w['error_ratio']:.2f}") for w in widths]
-    show_table(console, "Widths", ("bits", "packed size", "block error / rounding's"), rows)
+    rows = [
+        (
+            recipe.label(int(width["bits"])),
+            size(int(width["bytes"])),
+            size(int(width["resident_bytes"])),
+            f"{width['error_ratio']:.2f}",
+        )
+        for width in widths
+    ]
+    show_table(console, "Widths", ("bits", "packed size", "resident weights", "block error / rounding's"), rows)
+    budget = 2 * parameters if budget is None else budget
+    together = resident_together({int(width["bits"]): int(width["resident_bytes"]) for width in widths}, budget)
+    console.print(f"Resident at once within {size(budget)}: {listed(together)} bits.")
     write_json(
         json_file,
         {
             "directory": directory,
             "stored_bytes": stored,
             "widths": widths,
+            "memory_budget": budget,
+            "resident_together": together,
             "notes": notes(model),
             "manifest": manifest.model_dump(mode="json"),
         },
     )
+
+
+def resident_together(sizes: dict[int, int], budget: int) -> list[int]:
+    """The widths that fit into a budget side by side, the narrowest first."""
+    kept, left = [], budget
+    for bits in sorted(sizes):
+        if sizes[bits] <= left:
+            kept.append(bits)
+            left -= sizes[bits]
+    return kept
 
 
 def listed(widths: Iterable[int]) -> str:

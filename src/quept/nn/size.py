@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from quept.nn.elastic import ElasticLinear
+from quept.numerics.packed import PackedWeight
 from quept.widths import FULL
 
 SCALE_BYTES = 2  # float16
@@ -58,6 +59,19 @@ def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
         (bits,) = layer.spec.groups.bits
     scales = layer.out_features * layer.scales_per_row(bits)
     return (layer.numel + scales) * bits + scales * SCALE_BYTES * 8
+
+
+def resident_bytes(model: nn.Module, bits: int) -> int:
+    """Bytes of the packed weights of all linears at a width, as they stand in memory; convolutions are not packed."""
+    total = 0
+    for layer in _elastic(model):
+        width = layer.spec.groups.bits[0] if layer.spec.fixed else bits
+        shape = layer.out_features, layer.in_features
+        if layer.is_matrix:
+            total += PackedWeight.bytes_of(shape, width, layer.spec.inputs_per_scale(width, layer.in_features))
+        else:
+            total += layer.numel * layer.dtype.itemsize
+    return total
 
 
 def _whole(model: nn.Module, linears: Iterable[int], stored: torch.dtype) -> int:

@@ -108,6 +108,14 @@ class PackedWeight:
         held = (self.codes, self.scale, self.row_scale, self.zero_point)
         return sum(each.nbytes for each in held if each is not None)
 
+    @staticmethod
+    def bytes_of(shape: tuple[int, int], bits: int, inputs_per_scale: int) -> int:
+        """`nbytes` of a weight that is yet to be made."""
+        out_features, in_features = shape
+        groups = affine.groups_per_row(in_features, inputs_per_scale)
+        halves = 2 * groups if groups > 1 else 0
+        return out_features * (blocks.bytes_per_row(in_features, bits) + halves + 4 + groups)
+
     @property
     def scales(self) -> Tensor:
         """What a step of each group is worth, float32 `(out, groups)`."""

@@ -55,7 +55,8 @@ def load(
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, or one CUDA device as `cuda:1`.
         dtype: dtype of the weights; None keeps the checkpoint's.
         memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
-            leaves room for two uniform widths, so that switching back and forth costs nothing.
+            leaves room for 16 bits per weight where they are packed, else for two widths. A switch between widths
+            that are resident costs nothing.
         integers: where weights and activations are both rounded, multiply their codes, which gives the same up to float
             rounding, instead of what they stand for. None does so on CPUs that have an exact integer product; on
             CUDA it has not been measured.
@@ -81,8 +82,10 @@ def load(
     )
     for layer in layers:
         layer.execution = execution
-    one_width = sum(layer.numel * layer.dtype.itemsize for layer in layers)
-    keep_derived_weights(model, 2 * one_width if memory_budget is None else memory_budget)
+    if memory_budget is None:
+        each = 2 if execution.packed else 2 * next(iter(layers)).dtype.itemsize
+        memory_budget = sum(layer.numel * each for layer in layers)
+    keep_derived_weights(model, memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
     return model
