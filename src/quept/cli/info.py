@@ -41,6 +41,7 @@ def info(
     from quept.ops import describe
     from quept.precision import elastic_linears
     from quept.storage import load
+    from quept.widths import MAX_BITS
 
     model = load(directory)
     manifest = model.quept_manifest
@@ -103,7 +104,7 @@ def info(
         for width in widths
     ]
     show_table(console, "Widths", ("bits", "packed size", "resident weights", "block error / rounding's"), rows)
-    budget = 2 * parameters if budget is None else budget
+    budget = 2 * resident_bytes(model, MAX_BITS) if budget is None else budget
     together = resident_together({int(width["bits"]): int(width["resident_bytes"]) for width in widths}, budget)
     console.print(f"Resident at once within {size(budget)}: {listed(together)} bits.")
     write_json(

@@ -17,10 +17,12 @@ from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
 from quept.nn import ElasticLinear, Execution, learned_names, stored_tensors
+from quept.nn.size import resident_bytes
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
+from quept.widths import MAX_BITS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,8 +57,7 @@ def load(
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, or one CUDA device as `cuda:1`.
         dtype: dtype of the weights; None keeps the checkpoint's.
         memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
-            leaves room for 16 bits per weight where they are packed, else for two widths. A switch between widths
-            that are resident costs nothing.
+            leaves room for two widths, packed ones of 8 bits. A switch between widths that are resident costs nothing.
         integers: where weights and activations are both rounded, multiply their codes, which gives the same up to float
             rounding, instead of what they stand for. None does so on CPUs that have an exact integer product; on
             CUDA it has not been measured.
@@ -83,8 +84,8 @@ def load(
     for layer in layers:
         layer.execution = execution
     if memory_budget is None:
-        each = 2 if execution.packed else 2 * next(iter(layers)).dtype.itemsize
-        memory_budget = sum(layer.numel * each for layer in layers)
+        dense = sum(layer.numel * layer.dtype.itemsize for layer in layers)
+        memory_budget = 2 * (resident_bytes(model, MAX_BITS) if execution.packed else dense)
     keep_derived_weights(model, memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
