@@ -39,7 +39,7 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Memory for packed weights: 2.5GB, 900MB. Those not used for longest go first. Default: 16 bits a weight.",
+        help="Memory for packed weights: 2.5GB, 900MB. Those not used for longest go first. Default: two of 8 bits.",
     ),
 ]
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
