@@ -9,6 +9,7 @@ from quept.errors import InvalidInput
 from quept.nn.size import packed_bytes
 from quept.plan import PrecisionPlan
 from quept.precision import at_precision, elastic_linears, set_precision
+from quept.search import knapsack
 from quept.search.allocation import Constraints, Problem
 from quept.search.budget import front, refined, smallest
 from quept.search.cost import Budget, Costs
@@ -69,6 +70,22 @@ def test_the_plan_is_the_best_of_all_that_keep_the_budget(measured, costs):
     assert len(every) > 10
     assert found.expected == pytest.approx(min(every))
     assert found.expected == pytest.approx(sum(table.parts[path][str(bits)] for path, bits in found.plan.bits.items()))
+
+
+def test_where_plans_could_not_be_told_apart_it_is_said(measured, costs, monkeypatch):
+    alike = {
+        path: {str(bits): 1 - cost * 1e-6 for bits, cost in each.items() if bits < 16}
+        for path, each in costs.bits.items()
+    }
+    table = measured[2].updated(parts={path: alike[path] for path in costs.bits}, pairs=())
+    problem, budget = Problem(table, costs), Budget(average_bits=4.6)
+    exact = problem.solve(budget)
+    monkeypatch.setattr(knapsack, "FIRST_PASS_STATES", 1)
+    monkeypatch.setattr(knapsack, "MOST_STATES", 1)
+    found = problem.solve(budget)
+    assert exact.excess == 0 < found.excess
+    assert exact.expected <= found.expected <= exact.expected + found.excess
+    assert problem.cost(found.plan) <= problem.limit(budget)
 
 
 def test_pairs_lower_what_is_expected_and_are_counted_right(measured, costs):

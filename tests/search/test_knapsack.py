@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quept.search import knapsack
-from quept.search.knapsack import Infeasible, Option, choose
+from quept.search.knapsack import Choice, Infeasible, Option, choose
 
 ERRORS = st.one_of(st.integers(-6, 9).map(float), st.integers(-40, 40).map(lambda n: n / 8))
 ITEMS = st.lists(st.lists(st.builds(Option, st.integers(0, 9), ERRORS), min_size=1, max_size=4), min_size=1, max_size=5)
@@ -36,7 +36,43 @@ def test_it_equals_trying_all_choices_ties_included(items, budget, first_pass):
                 choose(items, budget)
             assert caught.value.least == sum(min(option.cost for option in options) for options in items)
         else:
-            assert choose(items, budget) == expected[2]
+            assert choose(items, budget) == Choice(expected[2])
+
+
+@settings(max_examples=200, deadline=None)
+@given(ITEMS, st.integers(0, 40), st.sampled_from([1, 2, 3]))
+def test_where_states_run_out_the_choice_fits_and_its_excess_holds(items, budget, most):
+    expected = by_trying(items, budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knapsack, "FIRST_PASS_STATES", 1)
+        patch.setattr(knapsack, "MOST_STATES", most)
+        if expected is not None:
+            choice = choose(items, budget)
+            chosen = [options[position] for options, position in zip(items, choice.positions, strict=True)]
+            assert sum(option.cost for option in chosen) <= budget
+            excess = sum(option.error for option in chosen) - expected[0]
+            assert 0 <= excess <= choice.excess + 1e-6
+            if choice.excess == 0:
+                assert excess == 0
+
+
+def test_layers_that_all_gain_the_same_per_bit_are_chosen_in_bounded_time_and_it_is_said():
+    generator = np.random.default_rng(0)
+    items = [[Option(option.cost, -option.cost) for option in options] for options in layers(60, seed=2)]
+    budget = sum(option.cost for options in items for option in options[3:4]) - int(generator.integers(1, 10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knapsack, "MOST_STATES", 1 << 8)
+        choice = choose(items, budget)
+    unused = budget - sum(options[position].cost for options, position in zip(items, choice.positions, strict=True))
+    # The error is the cost here: what of the budget stays unused is what the choice can be above the least.
+    assert 0 < unused <= choice.excess < 1e-5 * budget
+
+
+def test_one_step_of_improving_moves_two_items_at_once():
+    # 0 goes up only if 1 comes down.
+    items = [[Option(0, 4.0), Option(4, 0.0)], [Option(1, 3.0), Option(4, 2.0)]]
+    problem, _ = knapsack._Problem.of(items, 5)
+    assert problem.improved((0, 1)) == (1, 0)
 
 
 def layers(count, seed):
@@ -60,8 +96,10 @@ def test_three_hundred_layers_are_solved_and_no_swap_is_better():
     items = layers(300, seed=3)
     cheapest, dearest = (sum(end(option.cost for option in options) for options in items) for end in (min, max))
     budget = cheapest + (dearest - cheapest) * 2 // 5
-    chosen = choose(items, budget)
-    assert chosen == choose(items, budget)
+    choice = choose(items, budget)
+    assert choice == choose(items, budget)
+    assert choice.excess == 0
+    chosen = choice.positions
     room = budget - sum(options[position].cost for options, position in zip(items, chosen, strict=True))
     assert room >= 0
     costs = np.array([[option.cost for option in options] for options in items])
@@ -78,7 +116,8 @@ def test_three_hundred_layers_are_solved_and_no_swap_is_better():
 
 def test_a_budget_for_everything_takes_the_least_errors_and_none_refuses():
     items = layers(20, seed=1)
-    assert choose(items, 10**15) == tuple(min(range(7), key=lambda place: options[place].error) for options in items)
+    best = tuple(min(range(7), key=lambda place: options[place].error) for options in items)
+    assert choose(items, 10**15) == Choice(best)
     with pytest.raises(Infeasible, match="below the smallest that is possible"):
         choose(items, 10)
-    assert choose([], 0) == ()
+    assert choose([], 0) == Choice(())

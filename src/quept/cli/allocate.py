@@ -357,6 +357,11 @@ def show(task: Task, chosen: "Allocation", output: Path, console: Console) -> No
         f"{size(chosen.bytes)}, expected KL divergence {chosen.expected:.4g}"
     )
     show_table(console, heading, ("width", "linears"), rows)
+    if chosen.excess:
+        console.print(
+            "note: more plans are nearly alike than can be told apart; another one may be better, by a divergence of "
+            f"{chosen.excess:.2g} at most."
+        )
     console.print(f"Wrote {output}. Next: quept evaluate {clean(task.directory)} --plan {output} --data TEXT")
 
 

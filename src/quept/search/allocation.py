@@ -8,7 +8,7 @@ on the plan (`quept.search.budget`).
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -42,7 +42,9 @@ class Constraints:
 class Allocation:
     """A plan, the divergence it is expected to have, in nats per row, and what it takes.
 
-    `average_bits` counts bits in storage by weights, `mean_width` is the mean of the widths over the linears.
+    `average_bits` counts bits in storage by weights, `mean_width` is the mean of the widths over the linears. `excess`
+    is above 0 where more plans were nearly alike than could be told apart: by how much, at most, the sum of
+    sensitivities is above the least.
     """
 
     plan: PrecisionPlan
@@ -50,6 +52,7 @@ class Allocation:
     average_bits: float
     mean_width: float
     bytes: int
+    excess: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,12 @@ class Problem:
 
     def within(self, limit: int) -> Allocation:
         """The same for a limit in the problem's units; raises `Infeasible`."""
-        choice = self._alone(self._errors, limit)
-        if self._pairs is not None:
-            problem = PairedProblem(self._spent, self._errors, self._pairs)
-            starts = [choice, *self._uniform(limit)]
-            choice = min((problem.improved(start, limit) for start in starts), key=problem.error)
-        return self._allocated(choice)
+        choice, excess = self._alone(self._errors, limit)
+        if self._pairs is None:
+            return replace(self._allocated(choice), excess=excess)
+        problem = PairedProblem(self._spent, self._errors, self._pairs)
+        starts = [choice, *self._uniform(limit)]
+        return self._allocated(min((problem.improved(start, limit) for start in starts), key=problem.error))
 
     def improved(self, plan: PrecisionPlan, expansion: Expansion, limit: int) -> Allocation:
         """A plan near one that keeps the limit: what the expansion around it says is better, changing step by step."""
@@ -157,14 +160,16 @@ class Problem:
         """What a plan over all linears costs, in the problem's units."""
         return int(self._spent[np.arange(len(self.groups)), self._chosen(plan)].sum())
 
-    def _alone(self, errors: Floats, limit: int) -> Integers:
-        """The best choice where every option has an error of its own."""
+    def _alone(self, errors: Floats, limit: int) -> tuple[Integers, float]:
+        """The best choice where every option has an error of its own, and how far it may be from the least."""
         places = [np.flatnonzero(row >= 0) for row in self._spent]
         items = [
             [Option(int(self._spent[item, place]), float(errors[item, place])) for place in each]
             for item, each in enumerate(places)
         ]
-        return np.array([each[position] for each, position in zip(places, choose(items, limit), strict=True)])
+        choice = choose(items, limit)
+        chosen = [each[position] for each, position in zip(places, choice.positions, strict=True)]
+        return np.array(chosen), choice.excess
 
     def _uniform(self, limit: int) -> list[Integers]:
         every = (self._spent >= 0).all(0)

@@ -4,8 +4,10 @@ This is the multiple-choice knapsack problem. It is solved by dynamic programmin
 for the items so far, with its cost and its error, and a state that another one beats in both is dropped. Their number
 could still grow with the budget, which is in bits, so states are also dropped that cannot lead to the best: the errors
 of the items that follow are at least those of their linear relaxation within what is left of the budget, and a
-solution that is good but perhaps not the best is known from a pass before that kept few states. The last pass leaves
-out nothing that could be the best, so the result is exact.
+solution that is good but perhaps not the best is known from a pass before that kept few states, and from changing one
+item or two at a time. Options with which the relaxation cannot come down to it are dropped before all. The last pass
+leaves out nothing that could be the best, so the result is exact. Where too many choices are nearly equal for that, it
+is not, and says by how much at most.
 
 Errors are rounded to 60 binary digits of their largest total first, and everything is compared in integers: no result
 depends on the order of additions.
@@ -13,6 +15,7 @@ depends on the order of additions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +27,9 @@ from quept.errors import InvalidInput
 Integers = NDArray[np.int64]
 
 FIRST_PASS_STATES = 1 << 8
-GROWTH = 16  # of the states kept from pass to pass, until none that could matter is left out
+GROWTH = 8  # of the states kept from pass to pass, until none that could matter is left out
+MOST_STATES = 1 << 15  # beyond it the best choice that was found is returned
+HIGHEST_RANK = 1 << 52  # beyond it ranks are counted anew, before they overflow
 DIGITS = 60  # of the largest total error
 SLACK = 1 << 24  # of 2^60: more than float64 can be wrong by in sums of a bound
 
@@ -45,26 +50,40 @@ class Infeasible(InvalidInput):
         self.budget, self.least = budget, least
 
 
-def choose(items: Sequence[Sequence[Option]], budget: int) -> tuple[int, ...]:
-    """The position of one option for each item, so that costs are at most `budget` and errors least in total.
+@dataclass(frozen=True)
+class Choice:
+    """The position of one option for each item; `excess` is how much more than the least its error is at most."""
+
+    positions: tuple[int, ...]
+    excess: float = 0.0
+
+
+def choose(items: Sequence[Sequence[Option]], budget: int) -> Choice:
+    """One option for each item, so that costs are at most `budget` and errors least in total.
 
     Of equal errors the lesser cost is taken, of equal costs the choice that is first in order of positions, compared
-    item by item. Raises `Infeasible` if nothing fits.
+    item by item. Where so many choices are nearly equal that more than `MOST_STATES` would have to be kept, the best
+    that was found is returned, with an `excess` above 0. Raises `Infeasible` if nothing fits.
     """
     least = sum(min(option.cost for option in options) for options in items)
     if least > budget:
         raise Infeasible(budget, least)
     if not items:
-        return ()
-    problem = _Problem.of(items, budget)
-    bounds = _bounds(problem.items)
-    limit, known = FIRST_PASS_STATES, None
+        return Choice(())
+    problem, factor = _Problem.of(items, budget)
+    best, limit = problem.improved(problem.cheapest), FIRST_PASS_STATES
     while True:
-        found, complete = problem.solve(bounds, known, limit)
+        known = problem.error(best)
+        found, complete = problem.reduced(known).solve(known, min(limit, MOST_STATES))
         if complete:
-            return found
-        error = problem.error(found)
-        limit, known = limit * GROWTH, error if known is None else min(known, error)
+            assert found is not None  # what is known itself is never left out
+            return Choice(found)
+        if found is not None:
+            found = problem.improved(found)
+            best = min(best, found, key=problem.error)
+        if limit >= MOST_STATES:
+            return Choice(best, max(0.0, problem.error(best) - problem.bound.least) / factor)
+        limit *= GROWTH
 
 
 @dataclass(frozen=True)
@@ -97,44 +116,90 @@ class _Problem:
     budget: int
 
     @classmethod
-    def of(cls, items: Sequence[Sequence[Option]], budget: int) -> "_Problem":
-        """The problem in integers."""
+    def of(cls, items: Sequence[Sequence[Option]], budget: int) -> tuple["_Problem", float]:
+        """The problem in integers, and what its errors were multiplied by."""
         largest = sum(max(abs(option.error) for option in options) for options in items)
         # A power of two, so that errors that are short binary numbers, equal sums among them, stay what they are.
-        factor = 2.0 ** (DIGITS - 1 - np.frexp(largest)[1]) if largest else 1.0
+        factor = float(2.0 ** (DIGITS - 1 - np.frexp(largest)[1])) if largest else 1.0
         made = []
         for options in items:
             costs = np.array([option.cost for option in options], dtype=np.int64)
             errors = np.rint(np.array([option.error for option in options]) * factor).astype(np.int64)
             kept = _undominated(costs, errors, np.arange(len(options)))
             made.append(_Item(costs[kept], errors[kept], kept))
-        return cls(tuple(made), budget)
+        return cls(tuple(made), budget), factor
+
+    @property
+    def cheapest(self) -> tuple[int, ...]:
+        """The choice with the least cost."""
+        return tuple(int(item.positions[0]) for item in self.items)
+
+    @cached_property
+    def bound(self) -> "_Relaxation":
+        """The linear relaxation of the whole."""
+        return _Relaxation.of(self.items, self.budget)
 
     def error(self, positions: Sequence[int]) -> int:
         """The total error of a choice."""
         chosen = zip(self.items, positions, strict=True)
         return sum(int(item.errors[item.positions == position][0]) for item, position in chosen)
 
-    def solve(self, bounds: Sequence["_Bound"], known: int | None, limit: int) -> tuple[tuple[int, ...], bool]:
+    def improved(self, positions: Sequence[int]) -> tuple[int, ...]:
+        """A choice within the budget, from one within it: the best change of one item or two, until none is found."""
+        owner = np.repeat(np.arange(len(self.items)), [len(item.costs) for item in self.items])
+        costs = np.concatenate([item.costs for item in self.items])
+        errors = np.concatenate([item.errors for item in self.items])
+        every = np.concatenate([item.positions for item in self.items])
+        first = np.searchsorted(owner, np.arange(len(self.items)))
+        place = np.array([
+            int(np.flatnonzero(item.positions == position)[0])
+            for item, position in zip(self.items, positions, strict=True)
+        ]) + first  # fmt: skip
+        while True:
+            spent, change = costs - costs[place][owner], errors - errors[place][owner]
+            room = self.budget - int(costs[place].sum())
+            order = np.argsort(spent, kind="stable")
+            lowest = np.minimum.accumulate(change[order])
+            at = np.maximum.accumulate(np.where(change[order] == lowest, np.arange(len(order)), 0))
+            # Beside each change, the best one that both fit with; staying is a change as well.
+            fitting = np.searchsorted(spent[order], room - spent, side="right") - 1
+            beside = order[at[fitting.clip(min=0)]]
+            both = np.where((fitting >= 0) & (owner[beside] != owner), change + change[beside], 0)
+            best = int(both.argmin())
+            if both[best] >= 0:
+                return tuple(every[place].tolist())
+            place[[owner[best], owner[beside[best]]]] = best, beside[best]
+
+    def reduced(self, known: int) -> "_Problem":
+        """The same without the options with which no total error comes down to `known`."""
+        items = []
+        for item, dearer in zip(self.items, self.bound.dearer, strict=True):
+            kept = self.bound.least + dearer <= known + SLACK
+            items.append(_Item(item.costs[kept], item.errors[kept], item.positions[kept]))
+        return _Problem(tuple(items), self.budget)
+
+    def solve(self, known: int, limit: int) -> tuple[tuple[int, ...] | None, bool]:
         """The best choice, and whether no state was left out that could have led to a better one.
 
-        `bounds` are of what follows each item. `known` is an error that is possible: states that cannot come down to
-        it are left out. So are the least promising beyond `limit`.
+        `known` is an error that is possible: states that cannot come down to it are left out. So are the least
+        promising beyond `limit`, after which there may be no choice left.
         """
         zero = np.zeros(1, dtype=np.int64)
         states = _States(zero, zero, zero, zero, zero)
         steps, complete = [], True
-        for item, bound in zip(self.items, bounds, strict=True):
+        for item, bound in zip(self.items, _bounds(self.items), strict=True):
             states = _extended(states, item)
             states = states[states.costs <= self.budget - bound.least_cost]
             promise = bound.least_error(self.budget - states.costs) + states.errors
-            if known is not None:
-                states, promise = states[promise <= known + SLACK], promise[promise <= known + SLACK]
-            kept = _undominated(states.costs, states.errors, states.rank)
-            if len(kept) > limit:
-                kept = np.sort(kept[np.argsort(promise[kept], kind="stable")[:limit]])
-                complete = False
-            states = states[kept]
+            states, promise = states[promise <= known + SLACK], promise[promise <= known + SLACK]
+            if not len(states.costs):
+                return None, False
+            if len(item.costs) > 1:
+                kept = _undominated(states.costs, states.errors, states.rank)
+                if len(kept) > limit:
+                    kept = np.sort(kept[np.argsort(promise[kept], kind="stable")[:limit]])
+                    complete = False
+                states = states[kept]
             steps.append(states)
         best = int(np.argmin(states.errors))  # by rising cost: the first is the cheapest
         positions = []
@@ -145,24 +210,32 @@ class _Problem:
 
 
 def _extended(states: _States, item: _Item) -> _States:
-    """Every state with every option of one more item."""
+    """Every state with every option of one more item: the states with the first option, then with the next, ..."""
     count, options = len(states.costs), len(item.costs)
-    costs = (states.costs[:, None] + item.costs).ravel()
-    errors = (states.errors[:, None] + item.errors).ravel()
+    costs = (item.costs[:, None] + states.costs).ravel()
+    errors = (item.errors[:, None] + states.errors).ravel()
+    before = states.rank
+    if int(before.max()) > HIGHEST_RANK:
+        before = np.unique(before, return_inverse=True)[1].astype(np.int64)
     order = np.argsort(item.positions, kind="stable").argsort(kind="stable")
-    ranks = np.empty(count, dtype=np.int64)
-    ranks[np.argsort(states.rank, kind="stable")] = np.arange(count)
-    rank = (ranks[:, None] * options + order).ravel()
-    parents = np.repeat(np.arange(count), options)
-    return _States(costs, errors, rank, parents, np.tile(np.arange(options), count))
+    rank = (before * options + order[:, None]).ravel()
+    return _States(
+        costs, errors, rank, np.tile(np.arange(count), options), np.repeat(np.arange(options), count)
+    )  # fmt: skip
 
 
 def _undominated(costs: Integers, errors: Integers, rank: Integers) -> Integers:
     """The places, by rising cost, of what nothing else beats: cheaper with no more error, or first among equals."""
-    order = np.lexsort((rank, errors, costs))
-    falling = errors[order]
-    best_before = np.minimum.accumulate(np.concatenate(([np.iinfo(np.int64).max], falling[:-1])))
-    kept: Integers = order[falling < best_before]
+    # Costs come in ascending runs, which a stable sort merges.
+    order = np.argsort(costs, kind="stable")
+    order = order[errors[order] <= np.minimum.accumulate(errors[order])]
+    costs, errors, rank = costs[order], errors[order], rank[order]
+    # Errors never rise any more: those of equal cost and error stand together, and the last of a cost are its best.
+    starts = np.flatnonzero(np.concatenate(([True], (costs[1:] != costs[:-1]) | (errors[1:] != errors[:-1]))))
+    last = np.concatenate((costs[starts[1:]] != costs[starts[:-1]], [True]))
+    lower = np.concatenate(([True], errors[starts[1:]] < errors[starts[:-1]]))
+    first = rank == np.repeat(np.minimum.reduceat(rank, starts), np.diff(starts, append=len(order)))
+    kept: Integers = order[first & np.repeat(last & lower, np.diff(starts, append=len(order)))]
     return kept
 
 
@@ -180,11 +253,36 @@ class _Bound:
         return found
 
 
-def _bounds(items: Sequence[_Item]) -> list[_Bound]:
-    """For each item, the bound of those that follow: steps along their lower convex hulls, the steepest first."""
+@dataclass(frozen=True)
+class _Relaxation:
+    """The linear relaxation of all items within a budget: the least error, and what each option adds to it at least."""
+
+    least: float
+    dearer: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def of(cls, items: Sequence[_Item], budget: int) -> "_Relaxation":
+        """At the price of a unit of cost that the relaxation has, options are compared by error plus price x cost."""
+        costs, errors, _ = _steps(items)
+        room = budget - sum(int(item.costs[0]) for item in items)
+        last = int(np.searchsorted(np.cumsum(costs), room, side="left"))
+        price = -errors[last] / costs[last] if last < len(costs) else 0.0
+        priced = [item.errors + price * (item.costs - item.costs[0]) for item in items]
+        least = float(sum(each.min() for each in priced)) - price * room
+        return cls(least, tuple(each - each.min() for each in priced))
+
+
+def _steps(items: Sequence[_Item]) -> tuple[NDArray[np.float64], NDArray[np.float64], Integers]:
+    """Cost and change of error of the steps along all items' lower convex hulls, the steepest first, and whose."""
     steps = [(cost, error, index) for index, item in enumerate(items) for cost, error in _hull(item)]
     steps.sort(key=lambda step: step[1] / step[0])
-    costs, errors, owners = (np.array(values) for values in zip(*steps, strict=True)) if steps else (np.zeros(0),) * 3
+    costs, errors, owners = zip(*steps, strict=True) if steps else ((), (), ())
+    return np.array(costs, np.float64), np.array(errors, np.float64), np.array(owners, np.int64)
+
+
+def _bounds(items: Sequence[_Item]) -> list[_Bound]:
+    """For each item, the bound of those that follow."""
+    costs, errors, owners = _steps(items)
     bounds, least_cost, start = [], 0, 0
     for index in reversed(range(len(items))):
         later = owners > index
