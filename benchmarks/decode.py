@@ -76,6 +76,7 @@ def model_folder(options: argparse.Namespace) -> Path:
 def artifact(options: argparse.Namespace) -> Path:
     """What quept makes of it, made once."""
     import torch
+    from transformers import LlamaForCausalLM
 
     import quept
 
@@ -85,7 +86,8 @@ def artifact(options: argparse.Namespace) -> Path:
         training = recipe.reconstruction.updated(epochs=0, clipping_start=12.0, last_block_loss=None, text_share=0.0)
         recipe = recipe.updated(reconstruction=training, outer_bits=8)
         windows = torch.randint(VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(0))
-        quept.calibrate(str(model_folder(options)), output, data=windows, recipe=recipe)
+        model = LlamaForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
+        quept.calibrate(model, output, data=windows, recipe=recipe)
     return output
 
 
