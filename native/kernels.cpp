@@ -1,4 +1,6 @@
 // The kernels for one set of instructions. Compiled once for each, with the name of the path in QUEPT_PATH.
+#include "product.h"
+#include "rebuild.h"
 #include "rotation.h"
 
 #define TEXT_OF(name) #name
@@ -8,15 +10,36 @@ namespace {
 
 bool runs_here() {
 #if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
+    if (!__builtin_cpu_supports("avx512vnni")) return false;
+#endif
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 #elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
     return true;
 #endif
 }
 
+uint64_t read(const void *from, ptrdiff_t bytes) {
+    const uint8_t *at = static_cast<const uint8_t *>(from);
+    Set64 sums[8] = {};
+    for (const uint8_t *end = at + bytes; at < end; at += sizeof(sums)) {
+#if defined(__SSE2__)
+        for (int line = 0; line < 256; line += 64)
+            _mm_prefetch(reinterpret_cast<const char *>(at + quept::AHEAD + line), _MM_HINT_T0);
+#endif
+        for (int i = 0; i < 8; ++i) sums[i] += (Set64)load_set(at + i * LANES_OF_SET);
+    }
+    uint64_t total = 0;
+    for (Set64 each : sums)
+        for (int lane = 0; lane < 4; ++lane) total += each[lane];
+    return total;
+}
+
 }  // namespace
 
-const quept::Kernels quept::QUEPT_PATH = {NAME_OF(QUEPT_PATH), runs_here, quantize, rotate, finish};
+const quept::Kernels quept::QUEPT_PATH = {NAME_OF(QUEPT_PATH), runs_here, quantize, rotate, finish,
+                                          round_blocks, product, rebuild, dense, read};

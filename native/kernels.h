@@ -7,7 +7,7 @@
 namespace quept {
 
 // How tensors that are read or written hold their values.
-enum class Type : int { float32 = 0, bfloat16 = 1 };
+enum class Type : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 
 // One factor of a Kronecker product: a matrix of ones and minus ones, `order` a multiple of four.
 struct Factor {
@@ -68,6 +68,78 @@ struct Finished {
     const float *bias;    // (width), or null
 };
 
+// IEEE's binary16, as bits.
+struct Half {
+    uint16_t bits;
+};
+
+constexpr ptrdiff_t BLOCK = 128;  // inputs whose codes lie together
+constexpr int SUMS = 8;           // lanes in which floats are summed
+constexpr ptrdiff_t AHEAD = 8192;  // bytes that codes are fetched before they are read
+
+// A weight as quept.numerics.packed describes it.
+struct Packed {
+    const uint8_t *codes;
+    const Half *scale;          // (out, groups), or null where a row has one group
+    const float *row_scale;     // (out)
+    const uint8_t *zero_point;  // (out, groups)
+    ptrdiff_t out, in, bits, inputs_per_scale, groups;
+    ptrdiff_t units_per_group;  // blocks of a group, or one where a block has several groups
+};
+
+// Tokens rounded block by block, and for each unit of inputs that share a scale: its unit, and that times its sum of codes.
+struct BlockTokens {
+    int8_t *codes;  // (tokens, blocks, BLOCK)
+    float *unit;    // (tokens, padded_units)
+    float *sums;    // (tokens, padded_units)
+    float *total;   // (tokens)
+    ptrdiff_t blocks;
+    ptrdiff_t padded_units;  // blocks * per_block rounded up to a multiple of SUMS
+    int per_block;
+};
+
+struct Product {
+    const Packed *weight;
+    const BlockTokens *tokens;
+    ptrdiff_t count;   // tokens
+    const void *bias;  // (out), or null
+    void *result;      // (tokens, out), like the bias of this type
+    Type type;
+};
+
+// A weight as quept.numerics.stored describes it.
+struct Stored {
+    const int8_t *master;          // (out, in)
+    const uint16_t *master_scale;  // bfloat16 (out, master_groups)
+    ptrdiff_t master_group, master_groups;
+    const int8_t *up;           // (out, rank), or null
+    const int16_t *down_pairs;  // (rank / 2 rounded up, padded, 2): two neighbours in rank, zeros where there are none
+    const float *adapter_scale;  // (out)
+    const uint8_t *shares;       // (2, out, groups), or null
+    const uint8_t *plane;        // (out, in / 8 rounded up), or null
+    ptrdiff_t out, in, rank;
+    ptrdiff_t padded;  // `in` rounded up to a multiple of BLOCK
+};
+
+// Where a rebuilt weight is written: `Packed`, of which a row is done at a time.
+struct Rebuilt {
+    uint8_t *codes;
+    Half *scale;  // or null where a row has one group
+    float *row_scale;
+    uint8_t *zero_point;
+    ptrdiff_t bits, inputs_per_scale, groups;
+    bool symmetric;
+};
+
+struct Dense {
+    ptrdiff_t first;  // row of the weight
+    void *values;     // (rows, in)
+    Type type;
+};
+
+constexpr ptrdiff_t ROWS = 4;      // that are rebuilt at a time
+constexpr ptrdiff_t TOGETHER = 4;  // tokens that are multiplied at a time
+
 struct Kernels {
     const char *name;
     bool (*runs_here)();
@@ -75,6 +147,15 @@ struct Kernels {
     // `scratch` holds scratch_for(width) floats, aligned to 64 bytes.
     void (*rotate)(const Rows &, const Rotated &, ptrdiff_t first, ptrdiff_t last, float *scratch);
     void (*finish)(const Finished &, ptrdiff_t first, ptrdiff_t last);
+    void (*round_blocks)(const Rows &, const BlockTokens &, ptrdiff_t first, ptrdiff_t last);
+    // Of rows of the weight; `scratch` holds TOGETHER * padded_units floats.
+    void (*product)(const Product &, ptrdiff_t first, ptrdiff_t last, float *scratch);
+    // `scratch` holds ROWS * padded + groups floats and `padded` bytes.
+    void (*rebuild)(const Stored &, const Rebuilt &, ptrdiff_t first, ptrdiff_t last, float *scratch);
+    // `scratch` holds the codes of a row, a byte each, up to whole blocks.
+    void (*dense)(const Packed &, const Dense &, ptrdiff_t first, ptrdiff_t last, float *scratch);
+    // The sum of 64-bit words, as fast as they can be read; `bytes` is a multiple of 256.
+    uint64_t (*read)(const void *from, ptrdiff_t bytes);
 };
 
 constexpr ptrdiff_t GROUPS = 12;          // of four inputs whose sums are kept at a time: up to 24 KiB
@@ -89,6 +170,7 @@ extern const Kernels portable;
 #ifdef QUEPT_X86
 extern const Kernels avx2;
 extern const Kernels avx512;
+extern const Kernels avx512vnni;
 #endif
 
 }  // namespace quept

@@ -12,9 +12,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "kernels.h"
+#include "calls.h"
 #include "plan.h"
-#include "threads.h"
 
 namespace nb = nanobind;
 using namespace quept;
@@ -24,6 +23,7 @@ namespace {
 // Best first.
 const Kernels *const KNOWN[] = {
 #ifdef QUEPT_X86
+    &avx512vnni,
     &avx512,
     &avx2,
 #endif
@@ -31,8 +31,6 @@ const Kernels *const KNOWN[] = {
 };
 
 std::atomic<const Kernels *> chosen{nullptr};
-
-const Kernels &kernels() { return *chosen.load(std::memory_order_relaxed); }
 
 std::vector<std::string> paths() {
     std::vector<std::string> names;
@@ -47,23 +45,8 @@ void choose(const std::string &name) {
     throw std::invalid_argument("this processor has no path " + name);
 }
 
-template <typename T>
-T *at(uintptr_t address) {
-    return reinterpret_cast<T *>(address);
-}
-
 // Values below which handing rows to other threads takes longer than doing them.
 constexpr ptrdiff_t ENOUGH = 1 << 15, ENOUGH_ROTATED = 1 << 13;
-
-int threads_for(ptrdiff_t values, ptrdiff_t enough, int threads) { return values < enough ? 1 : threads; }
-
-// Calls `work(first, last, thread)`.
-template <typename Work>
-void for_rows(ptrdiff_t rows, int threads, Work &work) {
-    share_out(rows, threads, &work, [](void *context, ptrdiff_t first, ptrdiff_t last, int thread) {
-        (*static_cast<Work *>(context))(first, last, thread);
-    });
-}
 
 void quantize(uintptr_t values, int type, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, float share, float highest,
               uintptr_t codes, uintptr_t scale, uintptr_t sums, int threads) {
@@ -72,23 +55,6 @@ void quantize(uintptr_t values, int type, ptrdiff_t rows, ptrdiff_t width, ptrdi
     const Kernels &path = kernels();
     auto work = [&](ptrdiff_t first, ptrdiff_t last, int) { path.quantize(from, to, first, last); };
     for_rows(rows, threads_for(rows * width, ENOUGH, threads), work);
-}
-
-struct Aligned {
-    void operator()(float *memory) const { ::operator delete[](memory, std::align_val_t{64}); }
-};
-
-// Kept for the next call from this thread.
-float *scratch_of(ptrdiff_t floats) {
-    thread_local std::unique_ptr<float[], Aligned> memory;
-    thread_local ptrdiff_t size = 0;
-    if (size < floats) {
-        memory.reset();
-        size = 0;
-        memory.reset(new (std::align_val_t{64}) float[static_cast<size_t>(floats)]);
-        size = floats;
-    }
-    return memory.get();
 }
 
 void rotate_into(const Plan &plan, const Rows &from, ptrdiff_t rows, const Rotated &to, int threads) {
@@ -129,6 +95,29 @@ void finish(uintptr_t product, int from, uintptr_t result, int to, ptrdiff_t row
 
 }  // namespace
 
+const Kernels &quept::kernels() { return *chosen.load(std::memory_order_relaxed); }
+
+namespace {
+
+struct Aligned {
+    void operator()(float *memory) const { ::operator delete[](memory, std::align_val_t{64}); }
+};
+
+}  // namespace
+
+// Kept for the next call from this thread.
+float *quept::scratch_of(ptrdiff_t floats) {
+    thread_local std::unique_ptr<float[], Aligned> memory;
+    thread_local ptrdiff_t size = 0;
+    if (size < floats) {
+        memory.reset();
+        size = 0;
+        memory.reset(new (std::align_val_t{64}) float[static_cast<size_t>(floats)]);
+        size = floats;
+    }
+    return memory.get();
+}
+
 NB_MODULE(_native, module) {
     nb::set_leak_warnings(false);  // plans are kept until Python ends
     choose(paths().front());
@@ -142,4 +131,5 @@ NB_MODULE(_native, module) {
     module.def("path", [] { return std::string(kernels().name); });
     module.def("choose", choose);
     module.def("has_threads", has_threads);
+    add_packed(module);
 }

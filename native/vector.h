@@ -9,11 +9,15 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
 namespace {
+
+using quept::Half;
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -90,6 +94,60 @@ INLINE Words rounded_to_bfloat16(Floats value) {
 INLINE void store(uint16_t *to, Floats value) {
     const Halves halves = upper_halves(rounded_to_bfloat16(value));
     std::memcpy(to, &halves, sizeof(halves));
+}
+
+INLINE float as_float(Half value) {
+#if defined(__F16C__)
+    return _cvtsh_ss(value.bits);
+#else
+    const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16, rest = value.bits & 0x7fffu;
+    // Subnormals are exact this way, and infinity and NaN keep the highest exponent.
+    float magnitude = bits_of<float>(rest << 13) * 0x1p112f;
+    if (rest >= 0x7c00) magnitude = bits_of<float>((rest << 13) | 0x7f800000u);
+    return bits_of<float>(bits_of<uint32_t>(magnitude) | sign);
+#endif
+}
+
+// The nearest float16, ties to even.
+INLINE Half as_half(float value) {
+#if defined(__F16C__)
+    return {static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
+#else
+    const uint32_t bits = bits_of<uint32_t>(value), sign = bits >> 16 & 0x8000;
+    const float magnitude = bits_of<float>(bits & 0x7fffffff);
+    uint32_t result;
+    if (!(magnitude < 65520.0f)) {
+        result = magnitude != magnitude ? 0x7e00 : 0x7c00;
+    } else if (magnitude < 0x1p-14f) {
+        result = bits_of<uint32_t>(magnitude + 0.5f) - bits_of<uint32_t>(0.5f);  // steps of 2**-24
+    } else {
+        const uint32_t positive = bits_of<uint32_t>(magnitude);
+        result = (positive + 0xfff + (positive >> 13 & 1) - (112u << 23)) >> 13;
+    }
+    return {static_cast<uint16_t>(result | sign)};
+#endif
+}
+
+INLINE Floats load(const Half *from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+#elif defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+#else
+    Floats result;
+    for (int lane = 0; lane < LANES; ++lane) result[lane] = as_float(from[lane]);
+    return result;
+#endif
+}
+
+INLINE void store(Half *to, Floats value) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int lane = 0; lane < LANES; ++lane) to[lane] = as_half(value[lane]);
+#endif
 }
 
 // What a store and a load of the type would make of a value.

@@ -13,22 +13,26 @@ do, in an order that does not depend on the path or the number of threads: `inte
 Everything else is multiplied as floats, by PyTorch, from rows dequantized panel by panel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
 from torch.nn import functional as F
 
+from quept import ops
 from quept.numerics import affine, blocks
 from quept.numerics.blocks import BLOCK
 from quept.numerics.stored import StoredWeight
+from quept.ops import packed
 
 TINY = torch.finfo(torch.float32).tiny
 HIGHEST = 127  # code of an activation
 LANES = 8  # that sums of floats are kept in
 PANEL = 2**18  # weights dequantized at a time: they stay in a second-level cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW = 32  # tokens that are multiplied in integers
+_UNKNOWN: Any = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,23 @@ class PackedWeight:
     scale: Tensor | None
     row_scale: Tensor
     zero_point: Tensor
+
+    @property
+    def native(self) -> packed.NativeWeight | None:
+        """The weight as kernels know it, or None where they do not run or cannot read it."""
+        if not ops.available():
+            return None
+        known: packed.NativeWeight | None
+        known = self.__dict__.get("_native", _UNKNOWN)
+        if known is _UNKNOWN:
+            held = self.codes, self.scale, self.row_scale, self.zero_point
+            known = packed.native_weight(self.shape, self.bits, self.inputs_per_scale, *held)
+            self.__dict__["_native"] = known
+        return known
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has tensors of its own, elsewhere.
+        return PackedWeight, tuple(getattr(self, each.name) for each in fields(self))
 
     def __post_init__(self) -> None:
         out_features, in_features = self.shape
@@ -129,6 +150,9 @@ class PackedWeight:
     def dense(self, dtype: torch.dtype, rows: slice | None = None) -> Tensor:
         """`scale * (code - zero_point)` of all or some rows, `(rows, in)`: in float32, rounded once to `dtype`."""
         which = slice(None) if rows is None else rows
+        start, stop, step = which.indices(self.shape[0])
+        if dtype in DTYPES and step == 1 and (native := self.native) is not None:
+            return packed.dense(native, dtype, start, max(0, stop - start))
         codes = blocks.unpack(self.codes[which], self.bits, self.shape[1])
         grouped = affine.split_groups(codes.to(torch.float32), min(self.inputs_per_scale, self.shape[1]))
         zero_point = self.zero_point[which].to(torch.float32).unsqueeze(-1)
@@ -150,12 +174,37 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *
         held = weight.codes, weight.scale, weight.row_scale, weight.zero_point
         result: Tensor = _operator(x, *held, bias, weight.bits, weight.inputs_per_scale, exact)
         return result
+    native = weight.native
+    if native is not None and native.multiplies_integers and not exact and packed.is_plain(x):
+        differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+        if x.numel() <= FEW * x.shape[-1] and not differentiable and (bias is None or packed.is_plain(bias)):
+            return packed.multiply(x, native, bias)
     return _dense_linear(x, weight, bias)
 
 
 def rebuild(store: StoredWeight, bits: int, inputs_per_scale: int, symmetric: bool) -> PackedWeight:
     """The weight at a width: `store.codes` packed, with `inputs_per_scale` inputs to a scale."""
+    store.check_groups(bits, inputs_per_scale)
+    if ops.available() and store.master.numel() and packed.is_plain(store.master):
+        weight = _empty(store.shape, bits, inputs_per_scale)
+        adapter = None
+        if store.up is not None and store.down is not None and store.adapter_scale is not None:
+            adapter = store.up, store.down, store.adapter_scale
+        held = store.master, store.master_scale, store.master_group, adapter, store.shares, store.plane
+        if weight.native is not None and packed.rebuild(weight.native, symmetric, *held):
+            return weight
     return PackedWeight.of(*store.codes(bits, inputs_per_scale, symmetric), bits, inputs_per_scale)
+
+
+def _empty(shape: tuple[int, int], bits: int, inputs_per_scale: int) -> PackedWeight:
+    """A weight without content yet."""
+    out_features, in_features = shape
+    groups = affine.groups_per_row(in_features, inputs_per_scale)
+    codes = torch.empty(out_features, blocks.bytes_per_row(in_features, bits), dtype=torch.uint8)
+    scale = None if groups == 1 else torch.empty(out_features, groups, dtype=torch.float16)
+    row_scale = torch.empty(out_features, dtype=torch.float32)
+    zero_point = torch.empty(out_features, groups, dtype=torch.uint8)
+    return PackedWeight(shape, bits, inputs_per_scale, codes, scale, row_scale, zero_point)
 
 
 class BlockTokens(NamedTuple):

@@ -65,6 +65,14 @@ def native() -> Any:
     return _load()[0]
 
 
+def require() -> Any:
+    """The module; `InvalidInput` where there is none."""
+    module = _load()[0]
+    if module is None:
+        raise InvalidInput(f"There are no kernels here: {absence()}.")
+    return module
+
+
 def paths() -> tuple[str, ...]:
     """The paths that run on this processor, the widest first; none without the module."""
     module = _load()[0]
@@ -88,9 +96,7 @@ def using(path: str | None) -> Iterator[None]:
     _state["off"] = path is None
     try:
         if path is not None:
-            if module is None:
-                raise InvalidInput(f"There are no kernels here: {absence()}.")
-            module.choose(path)
+            require().choose(path)
         yield
     finally:
         _state.update(before)
