@@ -147,13 +147,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             f"{' and '.join(map(str, READ_VERSIONS))}. "
             "Install a quept that matches, or calibrate again."
         )
-    said = {key: value for key, value in data.items() if key != SEAL or version == 1}
-    try:
-        manifest = Manifest.parse(said, origin=str(path))
-    except InvalidInput as error:
-        raise CorruptArtifact(f"{error}; calibrate again or copy the artifact again.") from None
-    if version > 1 and data.get(SEAL) != sealed(said)[SEAL]:
-        raise CorruptArtifact(f"{path} was altered: it does not match its own {SEAL}; copy the artifact again.")
+    manifest = _understood(data, path)
     if unlisted := sorted(_read_by_transformers(directory) - manifest.files.keys()):
         raise CorruptArtifact(
             f"{directory} holds {unlisted[0]}, which {MANIFEST} does not list; remove it, or copy the artifact again."
@@ -167,6 +161,18 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
                 _verify(path, record)
             except OSError as error:
                 raise CorruptArtifact(f"The artifact's file {path} cannot be read ({error.strerror}).") from None
+    return manifest
+
+
+def _understood(data: dict[str, Any], path: Path) -> Manifest:
+    sealing = data["version"] > 1
+    said = {key: value for key, value in data.items() if not (sealing and key == SEAL)}
+    try:
+        manifest = Manifest.parse(said, origin=str(path))
+    except InvalidInput as error:
+        raise CorruptArtifact(f"{error}; calibrate again or copy the artifact again.") from None
+    if sealing and data.get(SEAL) != sealed(said)[SEAL]:
+        raise CorruptArtifact(f"{path} was altered: it does not match its own {SEAL}; copy the artifact again.")
     return manifest
 
 
