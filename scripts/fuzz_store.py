@@ -38,7 +38,8 @@ from quept.errors import CorruptArtifact, InvalidInput
 from quept.precision import elastic_linears, set_precision
 from quept.storage.manifest import MANIFEST, record_files, sealed
 
-SECONDS = 20  # after which a load counts as hanging
+SECONDS = 20  # of a processor, after which a load counts as hanging
+PATIENCE = 300  # seconds on the clock, importing and a busy machine included
 TOKENS = torch.arange(12).unsqueeze(0)
 WORDS = [
     "",
@@ -314,7 +315,7 @@ def work(source: str, folder: str, seed: int, link: Connection) -> None:
     """Answer numbers with what happened to their stores until the parent hangs up."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _alarm)
+    signal.signal(signal.SIGPROF, _alarm)
     original = truth(quept.load(source))
     while True:
         try:
@@ -322,7 +323,7 @@ def work(source: str, folder: str, seed: int, link: Connection) -> None:
         except EOFError:
             return
         done, forged = damaged(Path(source), Path(folder) / "damaged", number, seed)
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             with torch.inference_mode():
                 allowed, what = outcome(Path(folder) / "damaged", original, forged)
@@ -331,7 +332,7 @@ def work(source: str, folder: str, seed: int, link: Connection) -> None:
         except Exception as error:
             allowed, what = False, f"{type(error).__name__}: {str(error)[:500]}"
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         link.send((allowed, what, done))
 
 
@@ -348,8 +349,7 @@ def fuzz(source: Path, numbers: range, seed: int, report: Callable[[int, bool, s
                 worker.start()
                 far.close()
             link.send(number)
-            # A new worker has to import everything first.
-            answered = link.poll(SECONDS + 100)
+            answered = link.poll(PATIENCE)
             try:
                 result = link.recv() if answered else (False, "the process hangs", "")
             except EOFError:
