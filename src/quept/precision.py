@@ -58,6 +58,12 @@ def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
     return {module.path: module for module in model.modules() if isinstance(module, AttentionProducts)}
 
 
+def master_name(model: nn.Module) -> str:
+    """What runs where no width is set: `full precision`, or of a model from a store its master, `8-bit master`."""
+    stored = {layer.master_bits for layer in elastic_linears(model).values() if layer.store is not None}
+    return f"{max(bits for bits in stored if bits)}-bit master" if stored else "full precision"
+
+
 def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True) -> None:
     """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
 

@@ -30,9 +30,9 @@ class Granularity(Value):
 class Store(Value):
     """What an artifact keeps of each linear: all in floats where `master_bits` is None, else all in 8 bits.
 
-    The master weight then has a scale for every `group_size` inputs of a row (None: one for the row), and the shares
-    that ranges are clipped to take `share_bits` each. The width `master_bits` is the master itself: it has no range, no
-    adapter and no plane. See docs/artifact.md.
+    The master weight then has a scale for every `group_size` inputs of a row (None: one for the row). The shares that
+    ranges are clipped to take `share_bits` each at widths with groups, and 8 where there is one range per row. The
+    width `master_bits` is the master itself: it has no range, no adapter and no plane. See docs/artifact.md.
     """
 
     master_bits: Literal[8] | None = None
@@ -105,6 +105,10 @@ class WeightSpec(Value):
     store: Store = Store()
     scaled: bool = True
     fixed: bool = False
+
+    def share_bits(self, bits: int, in_features: int) -> int:
+        """Bits in which the share of one end of a range is stored at this width."""
+        return self.store.share_bits if self.inputs_per_scale(bits, in_features) < in_features else 8
 
     def inputs_per_scale(self, bits: int, in_features: int) -> int:
         """Inputs under one scale at this width, which may be the master's; never more than the row has."""

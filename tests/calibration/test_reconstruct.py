@@ -35,6 +35,7 @@ def recipe(**changes) -> Recipe:
             "adapter": Adapter(kind="none"),
             "reconstruction": quick,
             "learned_rounding": (2, 3, 4),
+            "store": {},
             **changes,
         }
     )
@@ -282,7 +283,7 @@ def test_what_is_compiled_quantizes_as_the_library_does(bits):
     low, high = torch.sigmoid(logits).unsqueeze(-1)
     expected = affine.fake_quantize(grouped, affine.grid(grouped, bits, low, high), offset)
     rows = [values.flatten(0, 1) for values in (grouped, *affine.extremes(grouped), offset)]
-    actual = passes._quantize(*rows, logits.flatten(1).unsqueeze(-1), 2**bits - 1).view_as(expected)
+    actual = passes._quantize(*rows, torch.sigmoid(logits).flatten(1).unsqueeze(-1), 2**bits - 1).view_as(expected)
     torch.testing.assert_close(actual, expected)
     for one, other in zip(
         torch.autograd.grad(actual, (logits, offset), upstream),

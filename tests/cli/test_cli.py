@@ -8,7 +8,7 @@ import torch
 from families import run
 
 import quept
-from quept.storage.manifest import record_files
+from quept.storage.manifest import record_files, sealed
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def broken(workplace):
     copy_tree(workplace / "artifact", workplace / "cut", {shard: lambda data: data[:-100]})
     flip = lambda data: data[:-50] + bytes([data[-50] ^ 1]) + data[-49:]  # noqa: E731
     copy_tree(workplace / "artifact", workplace / "altered", {shard: flip})
-    newer = lambda text: text.replace('"version": 1', '"version": 2')  # noqa: E731
+    newer = lambda text: text.replace('"version": 2', '"version": 3')  # noqa: E731
     copy_tree(workplace / "artifact", workplace / "newer", {"quept.json": newer})
     for name, text in {
         "overlapping": 'name = "x"\nbits = "2-4"\ngroups = [[4, 3], [3, 2]]\n',
@@ -313,7 +313,7 @@ def test_generation_heeds_the_checkpoints_end_tokens(workplace, tmp_path):
     (other / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [stop, 95]}))
     manifest = json.loads((other / "quept.json").read_text())
     manifest["files"] = {name: record.model_dump() for name, record in record_files(other).items()}
-    (other / "quept.json").write_text(json.dumps(manifest))
+    (other / "quept.json").write_text(json.dumps(sealed(manifest)))
     assert run(*(other if argument == workplace / "artifact" else argument for argument in arguments), "--quiet") == 0
     shorter = json.loads(file.read_text())["tokens"]
     assert shorter[-1] == stop

@@ -17,6 +17,7 @@ from quept.storage.manifest import (
     is_artifact,
     read_manifest,
     record_files,
+    sealed,
 )
 from quept.widths import BitGroups
 
@@ -88,7 +89,7 @@ def altered(directory, change):
     """Apply `change` to the manifest's data."""
     data = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     change(data)
-    (directory / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    (directory / MANIFEST).write_text(json.dumps(sealed(data)), encoding="utf-8")
 
 
 # What is written
@@ -106,8 +107,15 @@ def test_the_golden_file_is_read_as_the_manifest_it_was_written_from():
     assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 2
 
 
-def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
+def first_version():
+    """The golden manifest as format version 1 had it."""
     data = json.loads(GOLDEN.read_bytes())
+    del data["recipe"]["store"], data["sha256"]
+    return {**data, "version": 1}
+
+
+def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
+    data = first_version()
     del data["recipe"]["learned_rounding"], data["provenance"]["compiled"]
     for name in ("isolated", "bits"):
         del data["recipe"]["adapter"][name]
@@ -124,12 +132,12 @@ def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
     for name in data["files"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert read_manifest(tmp_path, verify=False) == small_manifest()
+    assert read_manifest(tmp_path, verify=False) == small_manifest().updated(version=1)
     assert small_manifest().recipe.weight_spec.learned_rounding == ()
 
 
 def test_a_manifest_from_before_activations_is_read_with_none(tmp_path):
-    data = json.loads(GOLDEN.read_bytes())
+    data = first_version()
     del data["recipe"]["activations"], data["recipe"]["rotation"]
     del data["recipe"]["reconstruction"]["activation_learning_rate"], data["recipe"]["granularity"]["symmetric_bits"]
     (tmp_path / MANIFEST).write_text(json.dumps(data))
@@ -260,7 +268,7 @@ def test_a_wrong_value_is_refused_with_the_file_and_the_key(artifact, key, value
     refused(artifact, str(artifact / MANIFEST), key.replace("\n", " "), "copy the artifact again")
 
 
-@pytest.mark.parametrize("key", sorted({*json.loads(GOLDEN.read_bytes())} - {"format", "version"}))
+@pytest.mark.parametrize("key", sorted({*json.loads(GOLDEN.read_bytes())} - {"format", "version", "sha256"}))
 def test_a_manifest_that_lacks_a_key_is_refused_with_it(artifact, key):
     altered(artifact, lambda data: data.pop(key))
     refused(artifact, f"{key}: Field required")
@@ -318,6 +326,31 @@ def test_one_flipped_bit_anywhere_in_a_file_is_found(artifact, name):
         changed[position] ^= 1 << (position % 8)
         (artifact / name).write_bytes(changed)
         refused(artifact, str(artifact / name), "was altered", "SHA-256")
+
+
+def test_what_a_manifest_says_cannot_change_without_its_own_checksum(artifact):
+    content = (artifact / MANIFEST).read_text(encoding="utf-8")
+    for before, after in (
+        ('"rank": 2', '"rank": 3'),
+        ('"seed": 0', '"seed": 1'),
+        ('"dtype": "bfloat16"', '"dtype": "float32"'),
+    ):
+        (artifact / MANIFEST).write_text(content.replace(before, after), encoding="utf-8")
+        refused(artifact, "does not match its own sha256")
+    (artifact / MANIFEST).write_text(json.dumps(json.loads(content)), encoding="utf-8")
+    assert read_manifest(artifact) == small_manifest()
+
+
+def test_a_store_in_format_version_1_is_refused(artifact):
+    def change(data):
+        data.update(version=1)
+        data["recipe"]["store"]["master_bits"] = 8
+
+    altered(artifact, change)
+    data = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+    del data["sha256"]
+    (artifact / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    refused(artifact, "format version 1 keeps weights in floats")
 
 
 def test_without_verification_only_the_manifest_itself_is_checked(artifact):

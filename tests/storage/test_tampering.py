@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import quept
 from quept.errors import CorruptArtifact
-from quept.storage.manifest import record_files
+from quept.storage.manifest import record_files, sealed
 
 SHARD = "elastic-00001-of-00002.safetensors"
 UP = "model.layers.0.mlp.up_proj"
@@ -30,7 +30,7 @@ def forge(artifact: Path, **manifest: Any) -> None:
     data = json.loads(path.read_text())
     data["files"] = {name: record.model_dump() for name, record in record_files(artifact).items()}
     data.update(manifest)
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(sealed(data)))
 
 
 def change_tensors(artifact: Path, change: Any) -> None:
@@ -119,7 +119,7 @@ def test_an_unlisted_configuration_is_refused(artifact):
     path = artifact / "quept.json"
     data = json.loads(path.read_text())
     del data["files"]["config.json"]
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(sealed(data)))
     with pytest.raises(CorruptArtifact, match=r"config\.json"):
         quept.load(artifact)
 

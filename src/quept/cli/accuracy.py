@@ -8,7 +8,7 @@ from rich.console import Console
 from quept.cli.console import bar, clean, show_table, size
 
 if TYPE_CHECKING:
-    from quept.evaluation import AccuracyEvaluation, Comparison
+    from quept.evaluation import AccuracyEvaluation, Comparison, Evaluation
     from quept.plan import PrecisionPlan, Widths
     from quept.plots import Point
 
@@ -54,13 +54,24 @@ def measure_accuracy(
     return evaluation
 
 
+def reference(evaluation: "Evaluation | AccuracyEvaluation") -> str:
+    """How the row without a width is called."""
+    return "full" if evaluation.reference == "full precision" else evaluation.reference
+
+
+def full_size(evaluation: "Evaluation | AccuracyEvaluation") -> str:
+    """The model's size before it was calibrated, and that it is this one where the row is of something else."""
+    before = size(evaluation.full_precision_bytes)
+    return before if evaluation.reference == "full precision" else f"{before} before"
+
+
 def show_accuracy(evaluation: "AccuracyEvaluation", title: str, console: Console) -> None:
     """The table for people: accuracies and points lost in percent, with standard errors."""
     full = evaluation.full_precision
     error = f"{100 * full.top1:.2f} ± {100 * full.top1_error:.2f}"
     with_rounding = any(result.baseline is not None for result in evaluation.results)
     rows = [
-        ("full", error, f"{100 * full.top5:.2f}", "-", *["-"] * with_rounding, size(evaluation.full_precision_bytes))
+        (reference(evaluation), error, f"{100 * full.top5:.2f}", "-", *["-"] * with_rounding, full_size(evaluation))
     ]
     for result in evaluation.results:
         own = result.calibrated

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from quept.cli.accuracy import error_points, measure_accuracy, show_accuracy
+from quept.cli.accuracy import error_points, full_size, measure_accuracy, reference, show_accuracy
 from quept.cli.console import (
     Device,
     JsonFile,
@@ -258,7 +258,9 @@ def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Con
     if isinstance(evaluation, AccuracyEvaluation):
         show_accuracy(evaluation, title, console)
         return
-    rows = [("full", figure(evaluation.full_precision), "-", size(evaluation.full_precision_bytes))]
+    rows = [
+        (reference(evaluation), figure(evaluation.full_precision), "-", full_size(evaluation)),
+    ]
     rows += [
         (result.precision, figure(result.perplexity), figure(result.baseline), size(result.bytes))
         for result in evaluation.results

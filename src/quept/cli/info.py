@@ -54,6 +54,7 @@ def info(
         ("quantized weights", f"{parameters:,} in {len(elastic_linears(model))} linears"),
         ("weights' dtype", manifest.dtype),
         ("on disk, all widths", size(stored)),
+        ("master", master(recipe, manifest.dtype)),
         ("full precision", size(full_precision_bytes(model, model.dtype))),
         ("recipe", f"{recipe.name}, groups {' '.join('{' + listed(group) + '}' for group in recipe.groups.groups)}"),
         ("adapters", adapters(recipe)),
@@ -145,6 +146,15 @@ def notes(model: Any) -> list[str]:
     blocks = architecture.block_list(model)
     place = Place.of(architecture, model, 0)
     return [note for each in transforms_of(model.quept_manifest.recipe) for note in each.notes(blocks[0], place)]
+
+
+def master(recipe: "Recipe", dtype: str) -> str:
+    """What all widths are derived from, in words."""
+    store = recipe.store
+    if store.master_bits is None:
+        return dtype
+    shared = "row" if store.group_size is None else f"{store.group_size} inputs"
+    return f"{store.master_bits} bits, one scale per {shared}; it stands for full precision"
 
 
 def granularity(recipe: "Recipe") -> str:

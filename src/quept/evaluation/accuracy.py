@@ -15,7 +15,7 @@ from quept.evaluation.perplexity import eval_mode
 from quept.evaluation.widths import named
 from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
 from quept.plan import PrecisionPlan, Widths
-from quept.precision import at_precision, rounded_to_nearest
+from quept.precision import at_precision, master_name, rounded_to_nearest
 from quept.widths import FULL
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # pixels (B, C, H, W), labels (B,): what ImageSource.batches gives
@@ -81,9 +81,10 @@ class WidthAccuracy:
 
 @dataclass(frozen=True)
 class AccuracyEvaluation:
-    """All widths of one classifier on the same images; higher is better."""
+    """All widths of one classifier on the same images; higher is better. `reference` names what has no width."""
 
     metric: str
+    reference: str
     full_precision: Accuracy
     full_precision_bytes: int
     images: int
@@ -195,7 +196,7 @@ def evaluate_accuracy(
         with at_precision(model, None), at_precision(model, precision):  # one that is not there is told now
             bits = precision.weights or FULL if isinstance(precision, Widths) else mean_bits(model)
             packed[name] = bits, current_bytes(model, stored or model.dtype)
-    full = _Measure("full precision", nullcontext)
+    full = _Measure(master_name(model), nullcontext)
     rounded = {
         name: _Measure(f"{label}, rounding", partial(rounded_to_nearest, model, precision))
         for name, label, precision in (wanted if baseline else ())
@@ -215,6 +216,7 @@ def evaluate_accuracy(
                 expected = expected or logits
     return AccuracyEvaluation(
         metric="top-1 accuracy",
+        reference=master_name(model),
         full_precision=full.tally.accuracy(),
         full_precision_bytes=full_precision_bytes(model, stored or model.dtype),
         images=full.tally.images,

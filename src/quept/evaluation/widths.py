@@ -10,7 +10,7 @@ from torch import Tensor
 from quept.evaluation.perplexity import perplexity
 from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
 from quept.plan import PrecisionPlan, Widths
-from quept.precision import at_precision, rounded_to_nearest
+from quept.precision import at_precision, master_name, rounded_to_nearest
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,14 @@ class WidthResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All widths of one model on one text; lower is better."""
+    """All widths of one model on one text; lower is better.
+
+    `full_precision` is measured without a width; `reference` names what that is, which a store's master is not quite.
+    `full_precision_bytes` are those of the model before it was calibrated.
+    """
 
     metric: str
+    reference: str
     full_precision: float
     full_precision_bytes: int
     tokens: int
@@ -77,7 +82,7 @@ def evaluate_widths(
         return perplexity(model, tokens, sequence_length=sequence_length, stride=stride, progress=report).value
 
     with at_precision(model, None):
-        full_precision = measure("full precision")
+        full_precision = measure(master_name(model))
     results = []
     for name, label, precision in wanted:
         value = rounded = None
@@ -92,6 +97,7 @@ def evaluate_widths(
         results.append(WidthResult(bits, name, value, rounded, bytes_))
     return Evaluation(
         metric="perplexity",
+        reference=master_name(model),
         full_precision=full_precision,
         full_precision_bytes=full_precision_bytes(model, stored or model.dtype),
         tokens=tokens.numel(),

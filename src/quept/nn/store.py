@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.numerics import store
+from quept.numerics.affine import groups_per_row
 from quept.spec import WeightSpec
 
 
@@ -17,7 +18,8 @@ class EightBitStore(nn.Module):
         master, master_scale: int8 `(out, in)` and bfloat16 `(out, groups)`: the weight is their product.
         up, down, adapter_scale: int8 `(out, R)` and `(R, in)`, float32 `(out,)`; or absent where no width has an
             adapter.
-        shares.<b>: uint8, `(2, out, groups_b)`, or with shares of 4 bits `(out, groups_b)`; none at the master's width.
+        shares.<b>: uint8, `(2, out, groups_b)`, or `(out, groups_b)` where two are in a byte; none at the width of
+            the master.
     """
 
     up: nn.Parameter | None
@@ -26,8 +28,8 @@ class EightBitStore(nn.Module):
 
     def __init__(self, shape: torch.Size, spec: WeightSpec, device: torch.device) -> None:
         super().__init__()
-        self.spec = spec
         out_features, in_features = shape
+        self.spec, self.in_features = spec, in_features
         self.inputs_per_scale, groups = store.master_groups(in_features, spec.store.group_size)
         rank = spec.adapter.total_rank(spec.groups)
 
@@ -39,10 +41,10 @@ class EightBitStore(nn.Module):
         self.up = kept(torch.int8, out_features, rank) if rank else None
         self.down = kept(torch.int8, rank, in_features) if rank else None
         self.adapter_scale = kept(torch.float32, out_features) if rank else None
-        ends = (2,) if spec.store.share_bits == 8 else ()
         self.shares = nn.ParameterDict()
         for bits in spec.store.without_master(spec.groups.bits):
-            scales = -(-in_features // spec.inputs_per_scale(bits, in_features))
+            scales = groups_per_row(in_features, spec.inputs_per_scale(bits, in_features))
+            ends = (2,) if self.share_bits(bits) == 8 else ()
             self.shares[str(bits)] = kept(torch.uint8, *ends, out_features, scales)
 
     @torch.no_grad()
@@ -61,7 +63,7 @@ class EightBitStore(nn.Module):
             ):
                 place.copy_(value)
         for bits, share in shares.items():
-            self.shares[str(bits)].copy_(store.round_shares(share, self.spec.store.share_bits))
+            self.shares[str(bits)].copy_(store.round_shares(share, self.share_bits(bits)))
 
     def weight(self) -> Tensor:
         """The master, `(out, in)` float32."""
@@ -74,9 +76,13 @@ class EightBitStore(nn.Module):
         assert self.adapter_scale is not None
         return store.product(self.up[:, columns], self.down[columns], self.adapter_scale)
 
+    def share_bits(self, bits: int) -> int:
+        """Bits of one share at a width."""
+        return self.spec.share_bits(bits, self.in_features)
+
     def shares_at(self, bits: int) -> Tensor:
         """The shares of minima and maxima kept at a width, `(2, out, groups_b)` float32."""
-        return store.shares(self.shares[str(bits)], self.spec.store.share_bits)
+        return store.shares(self.shares[str(bits)], self.share_bits(bits))
 
     def parts(
         self, bits: int
@@ -90,7 +96,7 @@ class EightBitStore(nn.Module):
         if columns.stop and self.up is not None and self.down is not None:
             up, down, scale = self.up[:, columns].contiguous(), self.down[columns], self.adapter_scale
         kept = self.shares[str(bits)] if bits != self.spec.store.master_bits else None
-        shares = None if kept is None else store.byte_shares(kept, self.spec.store.share_bits)
+        shares = None if kept is None else store.byte_shares(kept, self.share_bits(bits))
         return self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares
 
     def learned(self) -> dict[str, Tensor]:

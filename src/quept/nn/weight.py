@@ -227,7 +227,7 @@ class ElasticWeight(nn.Module):
         found = torch.sigmoid(self.clipping[str(bits)])
         if self.store is None:
             return found
-        width = self.spec.store.share_bits
+        width = self.store.share_bits(bits)
         return _straight_through(found, store.shares(store.round_shares(found.detach(), width), width))
 
     def joined(self, grouped: Tensor) -> Tensor:

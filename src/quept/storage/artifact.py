@@ -20,6 +20,7 @@ from quept.nn import ElasticLinear, Execution, learned_names, stored_tensors
 from quept.nn.size import resident_bytes
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
+from quept.storage.checks import fault
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 from quept.widths import MAX_BITS
@@ -191,8 +192,8 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
                 f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place is {place.dtype} of "
                 f"shape {tuple(place.shape)}."
             )
-        if verify and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CorruptArtifact(f"The tensor {name} holds NaN or infinite values; calibrate again.")
+        if verify and (wrong := fault(name, tensor)):
+            raise CorruptArtifact(f"The tensor {name} holds {wrong}; copy the artifact again, or calibrate again.")
         if cast_to is not None and name not in learned:
             tensors[name] = tensor.to(cast_to)
     for layer in layers.values():

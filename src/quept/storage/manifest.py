@@ -2,9 +2,11 @@
 
 Format version 2. One directory holds this manifest, transformers' configuration and tokenizer files, and
 safetensors shards: the first with everything outside the blocks, then one per block (more where a block exceeds
-5 GB). Every file stands here with its size and SHA-256; nothing else in the directory is read.
+5 GB). Every file stands here with its size and SHA-256; nothing else in the directory is read. The manifest carries
+a SHA-256 of what it says itself.
 """
 
+import hashlib
 import json
 import reprlib
 from pathlib import Path, PurePosixPath
@@ -20,6 +22,7 @@ from quept.widths import Value, Width
 MANIFEST = "quept.json"
 FORMAT_VERSION: Final = 2
 READ_VERSIONS = (1, 2)
+SEAL = "sha256"
 # What transformers may read from a model directory; other files, such as a README, are nobody's business.
 READ_SUFFIXES = {".json", ".jinja", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 
@@ -94,9 +97,16 @@ class Manifest(Value):
 
     def write(self, directory: Path) -> None:
         """Write `quept.json`."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        text = json.dumps(sealed(self.model_dump(mode="json")), indent=2, sort_keys=True) + "\n"
         with replacing(directory / MANIFEST) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def sealed(data: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says, with the SHA-256 of that: of its JSON with sorted keys and without spaces."""
+    said = {key: value for key, value in data.items() if key != SEAL}
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return {**said, SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def is_artifact(directory: str | Path) -> bool:
@@ -137,10 +147,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             f"{' and '.join(map(str, READ_VERSIONS))}. "
             "Install a quept that matches, or calibrate again."
         )
-    try:
-        manifest = Manifest.parse(data, origin=str(path))
-    except InvalidInput as error:
-        raise CorruptArtifact(f"{error}; calibrate again or copy the artifact again.") from None
+    manifest = _understood(data, path)
     if unlisted := sorted(_read_by_transformers(directory) - manifest.files.keys()):
         raise CorruptArtifact(
             f"{directory} holds {unlisted[0]}, which {MANIFEST} does not list; remove it, or copy the artifact again."
@@ -154,6 +161,18 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
                 _verify(path, record)
             except OSError as error:
                 raise CorruptArtifact(f"The artifact's file {path} cannot be read ({error.strerror}).") from None
+    return manifest
+
+
+def _understood(data: dict[str, Any], path: Path) -> Manifest:
+    sealing = data["version"] > 1
+    said = {key: value for key, value in data.items() if not (sealing and key == SEAL)}
+    try:
+        manifest = Manifest.parse(said, origin=str(path))
+    except InvalidInput as error:
+        raise CorruptArtifact(f"{error}; calibrate again or copy the artifact again.") from None
+    if sealing and data.get(SEAL) != sealed(said)[SEAL]:
+        raise CorruptArtifact(f"{path} was altered: it does not match its own {SEAL}; copy the artifact again.")
     return manifest
 
 

@@ -46,7 +46,7 @@ def read_shards(paths: Iterable[Path]) -> dict[str, Tensor]:
                     raise CorruptArtifact(f"{path} holds the tensor {sorted(twice)[0]}, which another shard holds too.")
                 tensors.update({name: file.get_tensor(name) for name in sorted(names)})
         except (SafetensorError, OSError, ValueError) as error:
-            raise CorruptArtifact(f"{path} is truncated or not a safetensors file ({error}).") from None
+            raise CorruptArtifact(_unreadable(path, error)) from None
     return tensors
 
 
@@ -57,13 +57,19 @@ def read_note(path: Path) -> str | None:
             note: str | None = (file.metadata() or {}).get(NOTE)
             return note
     except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptArtifact(f"{path} is truncated or not a safetensors file ({error}).") from None
+        raise CorruptArtifact(_unreadable(path, error)) from None
 
 
 def shards_of(directory: Path, stem: str) -> list[Path]:
     """The shards that `write_shards` wrote under this stem, or none if it has not finished."""
     first = directory / f"{stem}.safetensors"
     return [first, *sorted(directory.glob(f"{stem}-part*.safetensors"))] if first.is_file() else []
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    # What is wrong may quote as much of the file as its author wants.
+    shortened = " ".join(str(error)[:300].split())
+    return f"{path} is truncated or not a safetensors file ({shortened})."
 
 
 def _split(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
