@@ -1,29 +1,35 @@
-"""Mixed plans beside uniform widths: perplexity at budgets, and how well sensitivities tell it.
+"""Mixed plans beside uniform widths: what they cost in accuracy at budgets, and how well sensitivities tell it.
 
     python benchmarks/mixed.py --artifact DIR --data TEXT --test TEXT --output FOLDER
+    python benchmarks/mixed.py --artifact DIR --data IMAGES --test IMAGES --output FOLDER
 
 Budgets are bits per weight, scales and zero points included. At each, four plans: the least sum of sensitivities; with
-what linears add to one another; the same with every linear free; and refined by measuring. "Line" is the
-perplexity on the straight line between the uniform widths on either side, at their own bits. The table of
-sensitivities, refined plans and every plan's perplexity stay in FOLDER and are not measured again; the results are
-`mixed.json` and `mixed.md`. The gradient metric is timed and compared with the exact one on `--timed-samples` windows.
+what linears add to one another; the same with every linear free; and refined by measuring. All are judged on the test
+data: a language model by its perplexity; a classifier of images by its top-1 error, with the standard error of how far
+that is from full precision's, and by the divergence of its predictions, which for language is of `--data`. "Line" is
+straight between the uniform widths on either side, at their own bits. The table of sensitivities, refined plans and
+every plan's verdict stay in FOLDER and are not measured again; the results are `mixed.json` and `mixed.md`. The
+gradient metric is timed and compared with the exact one on `--timed-samples` windows, or batches of 64 images.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 import quept
 from quept.architectures import architecture_of
-from quept.architectures.checkpoint import open_tokenizer
-from quept.data import digest, token_stream, token_windows
-from quept.evaluation import perplexity
+from quept.architectures.checkpoint import open_tokenizer, read_config
+from quept.architectures.images import open_image_processor
+from quept.data import digest, load_images, token_stream, token_windows
+from quept.evaluation import classifier, compare, perplexity
 from quept.files import read_json, replacing, write_json
 from quept.plan import PrecisionPlan
 from quept.precision import at_precision
@@ -33,24 +39,88 @@ from quept.search.cost import Costs
 from quept.search.expansion import expand
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import divergence_of, measure
-from quept.search.subject import subject_of
+from quept.search.subject import IMAGES_PER_BATCH, rows_of, subject_of
 from quept.search.table import Origin, SensitivityTable, model_digest, rank_correlation
 from quept.storage import DTYPES
+
+IMAGES = 256  # to measure sensitivities on
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", required=True)
-    parser.add_argument("--data", required=True, help="text to measure sensitivities on")
-    parser.add_argument("--test", required=True, help="text to measure perplexity on")
+    parser.add_argument("--data", required=True, help="text or images to measure sensitivities on")
+    parser.add_argument("--test", required=True, help="text or images to judge plans on")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.25, 2.5, 3.0, 3.25, 4.0])
-    parser.add_argument("--samples", type=int, default=16, help="windows of --data; default: %(default)s")
+    parser.add_argument("--samples", type=int, help=f"windows of --data (default: 16), or images ({IMAGES})")
     parser.add_argument("--timed-samples", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=4, help="of refining; default: %(default)s")
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--test-tokens", type=int, default=300 * 256, help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a plan costs on the test data, lower is better; where they are known, the standard error of how far that is
+    from full precision's, and the mean divergence from full precision's predictions."""
+
+    value: float
+    error: float | None = None
+    kl: float | None = None
+
+
+class Judge(Protocol):
+    """Tells what a model costs on test data at the precision that it is at."""
+
+    name: str  # of the value
+    amount: str  # of test data
+    samples: Tensor  # of --data, as the model takes them
+    unit: int  # samples in one of --timed-samples
+
+    def verdict(self) -> Verdict:
+        """Of the precision in force."""
+
+
+class Reader:
+    """Judges a language model by its perplexity."""
+
+    name, unit = "perplexity", 1
+
+    def __init__(self, model: Any, options: argparse.Namespace) -> None:
+        self.model, self.length = model, options.sequence_length
+        tokenizer = open_tokenizer(options.artifact)
+        self.tokens = token_stream(options.test, tokenizer, max_tokens=options.test_tokens)
+        self.amount = f"{len(self.tokens)} tokens"
+        self.samples = token_windows(
+            options.data, tokenizer, samples=options.samples or 16, sequence_length=self.length, seed=0
+        )
+
+    def verdict(self) -> Verdict:
+        """Perplexity alone: divergences of so many logits would take twice as long again."""
+        return Verdict(perplexity(self.model, self.tokens, sequence_length=self.length).value)
+
+
+class Viewer:
+    """Judges a classifier of images by its top-1 error, in per cent."""
+
+    name, unit = "top-1 error", IMAGES_PER_BATCH
+
+    def __init__(self, model: Any, options: argparse.Namespace) -> None:
+        self.model = model
+        processor = open_image_processor(options.artifact, read_config(options.artifact))
+        self.batches = list(load_images(options.test, processor).batches(250))
+        self.amount = f"{sum(len(pixels) for pixels, _ in self.batches)} images"
+        self.samples = load_images(options.data, processor).take(options.samples or IMAGES, seed=0).pixels
+        with at_precision(model, None), torch.inference_mode():
+            self.expected = [classifier(model)(pixels) for pixels, _ in self.batches]
+
+    def verdict(self) -> Verdict:
+        """The error, from the images that full precision gets right and this one does not, and the reverse."""
+        expected = iter(self.expected)
+        found = compare(lambda pixels: next(expected), classifier(self.model), self.batches)
+        return Verdict(100 * (1 - found.accuracy.top1), 100 * found.lost_error, found.kl)
 
 
 class Bench:
@@ -60,16 +130,13 @@ class Bench:
         self.options = options
         self.model = quept.load(options.artifact, dtype=torch.float32, integers=False, packed=False)
         self.manifest = self.model.quept_manifest
-        tokenizer = open_tokenizer(options.artifact)
-        self.tokens = token_stream(options.test, tokenizer, max_tokens=options.test_tokens)
-        self.windows = token_windows(
-            options.data, tokenizer, samples=options.samples, sequence_length=options.sequence_length, seed=0
-        )
-        self.subject = subject_of(self.model, self.windows)
+        architecture = architecture_of(self.manifest.architecture)
+        self.judge: Judge = (Reader if architecture.predicts_tokens else Viewer)(self.model, options)
+        self.subject = subject_of(self.model, self.judge.samples)
         self.costs = Costs.of(self.model, DTYPES[self.manifest.dtype])
-        self.together = architecture_of(self.manifest.architecture).together(self.model)
-        self.known = options.output / "perplexities.json"
-        self.perplexities: dict[str, float] = read_json(self.known, "perplexities") if self.known.exists() else {}
+        self.together = architecture.together(self.model)
+        self.known = options.output / "verdicts.json"
+        self.verdicts: dict[str, Any] = read_json(self.known, "verdicts") if self.known.exists() else {}
         self.found = options.output / "refined.json"
         self.plans: dict[str, Any] = read_json(self.found, "plans") if self.found.exists() else {}
 
@@ -78,19 +145,18 @@ class Bench:
             metric="kl",
             model=model_digest(self.manifest),
             data=Path(self.options.data).name,
-            data_sha256=digest(self.windows),
-            rows=self.windows.numel(),
+            data_sha256=digest(self.judge.samples),
+            rows=rows_of(self.model, self.judge.samples),
         )
         return measure_table(self.subject, origin, self.options.output / "sensitivity.json")
 
-    def perplexity(self, plan: PrecisionPlan) -> float:
-        key = f"{len(self.tokens)}: {json.dumps(plan.to_json()['bits'])}"
-        if key not in self.perplexities:
+    def verdict(self, plan: PrecisionPlan | None) -> Verdict:
+        key = f"{self.judge.amount}: {json.dumps(None if plan is None else plan.to_json()['bits'])}"
+        if key not in self.verdicts:
             with at_precision(self.model, None), at_precision(self.model, plan):
-                length = self.options.sequence_length
-                self.perplexities[key] = perplexity(self.model, self.tokens, sequence_length=length).value
-            write_json(self.known, self.perplexities)
-        return self.perplexities[key]
+                self.verdicts[key] = asdict(self.judge.verdict())
+            write_json(self.known, self.verdicts)
+        return Verdict(**self.verdicts[key])
 
     def refined(self, problem: Problem, limit: int) -> Allocation:
         """The refined plan for a limit."""
@@ -103,7 +169,7 @@ class Bench:
 
     def gradient(self) -> dict[str, float]:
         """The gradient metric's share of the exact one's time, and their rank correlation, on the same windows."""
-        subject = subject_of(self.model, self.windows[: self.options.timed_samples])
+        subject = subject_of(self.model, self.judge.samples[: self.options.timed_samples * self.judge.unit])
         origin = Origin(metric="kl", model="0" * 64, data="", data_sha256="0" * 64, rows=1)
         start = time.perf_counter()
         exact = SensitivityTable(origin=origin, parts=measure(subject))
@@ -118,24 +184,25 @@ class Bench:
         }
 
     def row(self, name: str, allocation: Allocation) -> dict[str, Any]:
-        plan = allocation.plan
+        plan, verdict = allocation.plan, self.verdict(allocation.plan)
         return {
             "name": name,
             "bits": allocation.average_bits,
             "bytes": allocation.bytes,
             "expected_kl": allocation.expected,
-            "kl": divergence_of(self.subject, plan),
-            "perplexity": self.perplexity(plan),
+            "value": verdict.value,
+            "error": verdict.error,
+            "kl": divergence_of(self.subject, plan) if verdict.kl is None else verdict.kl,
             "plan": plan.to_json()["bits"],
         }
 
 
-def line(uniform: Sequence[dict[str, Any]], bits: float) -> float | None:
-    """The perplexity between the uniform widths on either side; None outside."""
+def line(uniform: Sequence[dict[str, Any]], bits: float, figure: str) -> float | None:
+    """A figure between the uniform widths on either side; None outside."""
     for low, high in pairwise(uniform):
         if low["bits"] <= bits <= high["bits"]:
             share = (bits - low["bits"]) / (high["bits"] - low["bits"])
-            return low["perplexity"] + share * (high["perplexity"] - low["perplexity"])
+            return low[figure] + share * (high[figure] - low[figure])
     return None
 
 
@@ -162,9 +229,17 @@ def main() -> None:
             continue  # below the lowest width
         found = {name: bench.row(name, problem.within(limit)) for name, problem in problems.items()}
         found["refined"] = bench.row("refined", bench.refined(main_problem, limit))
-        rows.append({"budget": label, "line": line(uniform, bits), "plans": found})
-        print(label, {name: round(each["perplexity"], 4) for name, each in found.items()}, flush=True)
-    result = {"tokens": len(bench.tokens), "uniform": uniform, "rows": rows, "gradient": bench.gradient()}
+        lines = {figure: line(uniform, bits, figure) for figure in ("value", "kl")}
+        rows.append({"budget": label, "line": lines, "plans": found})
+        print(label, {name: round(each["value"], 4) for name, each in found.items()}, flush=True)
+    result = {
+        "metric": bench.judge.name,
+        "test": bench.judge.amount,
+        "full_precision": asdict(bench.verdict(None)),
+        "uniform": uniform,
+        "rows": rows,
+        "gradient": bench.gradient(),
+    }
     write_json(options.output / "mixed.json", result)
     with replacing(options.output / "mixed.md") as temporary:
         temporary.write_text(written(result), encoding="utf-8")
@@ -173,26 +248,30 @@ def main() -> None:
 
 def written(result: dict[str, Any]) -> str:
     """The results as Markdown."""
+
+    def value(each: dict[str, Any]) -> str:
+        return f"{each['value']:.3f}" if each["error"] is None else f"{each['value']:.2f} ± {each['error']:.2f}"
+
     lines = [
-        "| uniform | bits | MB | KL, summed | with pairs | measured | perplexity |",
-        "|---|---|---|---|---|---|---|",
+        f"{result['metric']} on {result['test']}; full precision {result['full_precision']['value']:.3f}",
+        "",
+        f"| uniform | bits | MB | KL, summed | with pairs | measured | {result['metric']} |",
+        "|---" * 7 + "|",
     ]
     for each in result["uniform"]:
         lines.append(
-            f"| {each['name']} | {each['bits']:.3f} | {each['bytes'] / 1e6:.2f} | "
-            f"{each['summed_kl']:.3g} | {each['expected_kl']:.3g} | {each['kl']:.3g} | "
-            f"{each['perplexity']:.3f} |"
+            f"| {each['name']} | {each['bits']:.3f} | {each['bytes'] / 1e6:.2f} | {each['summed_kl']:.3g} | "
+            f"{each['expected_kl']:.3g} | {each['kl']:.3g} | {value(each)} |"
         )
     kinds = list(result["rows"][0]["plans"])
-    lines += ["", f"| budget | line | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
-    for row in result["rows"]:
-        cells = [f"{each['perplexity']:.3f}" for each in row["plans"].values()]
-        above = "" if row["line"] is None else f"{row['line']:.3f}"
-        lines.append(f"| {row['budget']} | {above} | {' | '.join(cells)} |")
-    lines += ["", f"| budget | {' | '.join(f'KL, {kind}' for kind in kinds)} |", "|---" * (1 + len(kinds)) + "|"]
-    for row in result["rows"]:
-        cells = [f"{each['kl']:.3g}" for each in row["plans"].values()]
-        lines.append(f"| {row['budget']} | {' | '.join(cells)} |")
+    digits = ".3f" if result["full_precision"]["error"] is None else ".2f"
+    for figure, name, form in (("value", result["metric"], digits), ("kl", "KL", ".3g")):
+        lines += ["", f"| {name} at | line | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
+        for row in result["rows"]:
+            found = row["plans"].values()
+            cells = [value(each) if figure == "value" else f"{each['kl']:.3g}" for each in found]
+            straight = "" if row["line"][figure] is None else format(row["line"][figure], form)
+            lines.append(f"| {row['budget']} | {straight} | {' | '.join(cells)} |")
     gradient = result["gradient"]
     lines += [
         "",

@@ -66,7 +66,7 @@ def rows() -> dict[str, Recipe]:
     }
 
 
-def run(chosen: argparse.Namespace, recipe: Recipe) -> dict[str, object]:
+def run(chosen: argparse.Namespace, name: str, recipe: Recipe) -> dict[str, object]:
     """One row."""
     config = quept.architectures.checkpoint.read_config(chosen.model)
     test = load_images(chosen.test, open_image_processor(chosen.model, config))
@@ -74,8 +74,9 @@ def run(chosen: argparse.Namespace, recipe: Recipe) -> dict[str, object]:
         recipe = recipe.with_bits(parse_bits(chosen.bits))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
+        output = chosen.artifacts / name if chosen.artifacts else Path(folder) / "artifact"
         artifact = quept.calibrate(
-            chosen.model, f"{folder}/artifact", data=chosen.calibration, recipe=recipe, seed=chosen.seed, device="cpu"
+            chosen.model, output, data=chosen.calibration, recipe=recipe, seed=chosen.seed, device="cpu"
         ).directory
         seconds = time.perf_counter() - started
         evaluation = evaluate_accuracy(quept.load(artifact), test.batches(250), recipe.bits)
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--bits", default="2-8", help="widths of every row; empty leaves each recipe its own")
     parser.add_argument("--rows", nargs="*", help=f"which, of: {'; '.join(rows())}")
+    parser.add_argument("--artifacts", type=Path, help="folder to keep the artifacts in, by the names of their rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     chosen = parser.parse_args()
@@ -125,7 +127,7 @@ def main() -> None:
     for name, recipe in rows().items():
         if name in stored["rows"] or (chosen.rows and name not in chosen.rows):
             continue
-        stored["rows"][name] = run(chosen, recipe)
+        stored["rows"][name] = run(chosen, name, recipe)
         chosen.output.write_text(json.dumps(stored, indent=1) + "\n")
         print(name, stored["rows"][name], flush=True)
     show(stored["rows"])

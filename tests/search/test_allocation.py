@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from quept.search import knapsack
 from quept.search.allocation import Constraints, Problem
 from quept.search.budget import front, refined, smallest
 from quept.search.cost import Budget, Costs
-from quept.search.expansion import expand
+from quept.search.expansion import Expansion, expand
 from quept.search.sensitivity import divergence_of, measure
 from quept.search.subject import subject_of
 from quept.search.table import Origin, SensitivityTable
@@ -213,6 +214,40 @@ def test_refining_keeps_the_budget_and_never_ends_above_its_start(measured, cost
     assert tried[-1].value == pytest.approx(divergence_of(subject, tried[-1].allocation.plan))
 
 
+def test_refining_tries_the_uniform_plan_and_its_last_linears_wider(measured, costs):
+    model, subject, table = measured
+    problem = Problem(table, costs, Constraints(together=together(model)))
+    limit = problem.limit(Budget(average_bits=3.5))
+    (uniform,), (wider,) = problem.uniform(limit), problem.last_wider(limit)
+    assert set(uniform.plan.bits.values()) == {2}
+    assert problem.cost(wider.plan) <= limit
+    order = [wider.plan.bits[paths[0]] for paths in together(model)]
+    assert order == sorted(order)
+    assert set(order) == {2, 4}
+    first_wider = together(model)[order.index(4) - 1]
+    spare = limit - problem.cost(wider.plan)
+    assert sum(costs.bits[path][4] - costs.bits[path][2] for path in first_wider) > spare, "as many as fit"
+    tried = [each.allocation.plan for each in refined(subject, problem, limit, 0)]
+    assert all(plan in tried for plan in (uniform.plan, wider.plan, problem.within(limit).plan))
+    assert problem.last_wider(problem.most) == []
+
+
+def test_an_expansion_proposes_plans_ever_further_from_its_own(measured, costs):
+    model, _, table = measured
+    problem = Problem(table, costs, Constraints(together=together(model)))
+    start, limit = problem.uniform_plans()[0].plan, problem.limit(Budget(average_bits=6.0))
+    columns = tuple(table.columns)
+    slopes = np.array([-float(width) for _, width in columns])
+    expansion = Expansion(columns, 1.0, slopes, np.zeros((len(columns), len(columns))))
+    found = [each.plan for each in problem.improved(start, expansion, limit)]
+    changed = [sum(plan.bits[paths[0]] != 2 for paths in together(model)) for plan in found]
+    assert changed[:2] == [1, 2]
+    assert changed == sorted(changed)
+    assert len(changed) > 3
+    assert all(problem.cost(plan) <= limit for plan in found)
+    assert problem.improved(start, expansion, problem.least) == [], "there is no room for any"
+
+
 def test_the_front_measures_each_plan_once(measured, costs):
     _, _, table = measured
     problem = Problem(table, costs, pairs=False)
@@ -225,7 +260,7 @@ def test_the_front_measures_each_plan_once(measured, costs):
 
 def test_uniform_mixed_uniform_restores_every_bit(measured, costs):
     model, subject, table = measured
-    plan = Problem(table, costs).solve(Budget(average_bits=4.5)).plan
+    plan = Problem(table, costs).solve(Budget(average_bits=7.0)).plan
     with torch.no_grad(), at_precision(model, 4):
         before = subject.logits(subject.inputs[0])
         set_precision(model, plan)

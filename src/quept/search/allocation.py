@@ -136,12 +136,30 @@ class Problem:
         starts = [choice, *self._uniform(limit)]
         return self._allocated(min((problem.improved(start, limit) for start in starts), key=problem.error))
 
-    def improved(self, plan: PrecisionPlan, expansion: Expansion, limit: int) -> Allocation:
-        """A plan near one that keeps the limit: what the expansion around it says is better, changing step by step."""
-        start = self._chosen(plan)
+    def improved(self, plan: PrecisionPlan, expansion: Expansion, limit: int) -> list[Allocation]:
+        """Plans ever further from one that keeps the limit, each better by what the expansion around it says.
+
+        An expansion holds near where it was made: these are the plans after one change, two, four, ..., and all.
+        """
         errors = self._grouped_errors(expansion)
         pairs = self._paired(list(expansion.columns), expansion.products)
-        return self._allocated(PairedProblem(self._spent, errors, pairs).improved(start, limit))
+        path = PairedProblem(self._spent, errors, pairs).path(self._chosen(plan), limit)
+        last = len(path) - 1
+        return [self._allocated(path[changes]) for changes in (*_doubling(last), last) if changes]
+
+    def last_wider(self, limit: int) -> list[Allocation]:
+        """The widest uniform plan within a limit with as many of the last groups as fit at the next width.
+
+        Nothing that was calibrated at the lower width comes behind those. A list of one, or empty.
+        """
+        for choice in self._uniform(limit):
+            if choice[0] + 1 == len(self.widths) or (self._spent[:, choice[0] + 1] < 0).any():
+                return []
+            added = self._spent[:, choice[0] + 1] - self._spent[:, choice[0]]
+            room = limit - int(self._spent[:, choice[0]].sum())
+            wider = choice + (np.cumsum(added[::-1])[::-1] <= room)
+            return [self._allocated(wider)]
+        return []
 
     def uniform_plans(self) -> list[Allocation]:
         """The uniform plans that the constraints allow, by rising width."""
@@ -257,6 +275,11 @@ class Problem:
             f"An average of {budget.average_bits:g} bits is too small: the smallest that the allowed widths can reach "
             f"is {smallest:g}" + ("." if in_layers else ", scales and zero points included.")
         )
+
+
+def _doubling(most: int) -> list[int]:
+    """1, 2, 4, ..., below `most`."""
+    return [1 << power for power in range(most.bit_length()) if 1 << power < most]
 
 
 def _error(table: SensitivityTable, path: str, bits: int) -> float:

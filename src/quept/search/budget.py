@@ -28,29 +28,33 @@ def refined(
 ) -> list[Measurement]:
     """Improve the plan for a limit by what it does to the model; the plans that were tried, the best one last.
 
-    The better of the plan and the widest uniform one is the first. In every round the divergence is expanded around the
-    best plan so far, the best change by that expansion is made and measured, and kept if it lowers the divergence; the
-    first that does not ends the search. `progress` is told rounds done.
+    The first are the plan, the widest uniform one, and that with its last linears at the next width. In every round
+    the divergence is expanded around the best plan that it was not yet expanded around, and changes that are better by
+    that expansion are measured: one, two, four, ..., all. `progress` is told rounds done.
     """
+    starts = (problem.within(limit), *problem.uniform(limit), *problem.last_wider(limit))
+    tried: dict[str, Measurement] = {}
 
-    def measured(allocation: Allocation) -> Measurement:
-        return Measurement(allocation, divergence_of(subject, allocation.plan))
+    def add(allocation: Allocation) -> None:
+        name = str(allocation.plan.bits)
+        if name not in tried:
+            tried[name] = Measurement(allocation, divergence_of(subject, allocation.plan))
 
-    starts = {str(each.plan.bits): each for each in (problem.within(limit), *problem.uniform(limit))}
-    tried = sorted(map(measured, starts.values()), key=lambda each: -each.value)
+    for start in starts:
+        add(start)
+    expanded: set[str] = set()
     for done in range(rounds):
-        best = tried[-1]
-        proposal = problem.improved(best.allocation.plan, expand(subject, best.allocation.plan), limit)
-        if any(each.allocation.plan == proposal.plan for each in tried):
+        left = [name for name in tried if name not in expanded]
+        if not left:
             break
-        found = measured(proposal)
+        name = min(left, key=lambda each: tried[each].value)
+        expanded.add(name)
+        plan = tried[name].allocation.plan
+        for proposal in problem.improved(plan, expand(subject, plan), limit):
+            add(proposal)
         if progress is not None:
             progress(done + 1)
-        if not found.value < best.value:
-            tried.insert(0, found)
-            break
-        tried.append(found)
-    return tried
+    return sorted(tried.values(), key=lambda each: -each.value)
 
 
 def smallest(problem: Problem, measure: Measure, most: float, *, resolution: float = RESOLUTION) -> list[Measurement]:

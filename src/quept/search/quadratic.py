@@ -37,14 +37,19 @@ class PairedProblem:
 
     def improved(self, start: Integers, limit: int) -> Integers:
         """A choice within the limit that no change of one or two items makes better, from one within it."""
-        choice = start.copy()
+        return self.path(start, limit)[-1]
+
+    def path(self, start: Integers, limit: int) -> list[Integers]:
+        """The choices on the way there, each one change from the one before; the first is the start."""
+        path = [start.copy()]
         least = LEAST_GAIN * (float(np.abs(self.errors).max()) or 1.0)
         while True:
-            move = self._best_move(choice, limit, least)
+            move = self._best_move(path[-1], limit, least)
             if move is None:
-                return choice
+                return path
+            path.append(path[-1].copy())
             for item, option in move:
-                choice[item] = option
+                path[-1][item] = option
 
     def _best_move(self, choice: Integers, limit: int, least: float) -> list[tuple[int, int]] | None:
         """The change of one item, or else of two, that lowers the error most; the first of equal ones."""
