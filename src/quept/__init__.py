@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from quept.calibration import Progress, Report, calibrate
     from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
-    from quept.evaluation import evaluate_widths, perplexity
+    from quept.evaluation import evaluate_widths
+    from quept.evaluation.perplexity import perplexity
     from quept.generation import KeyValueCache
     from quept.plan import PrecisionPlan, Widths
     from quept.precision import at_precision, precision_of, prefetch, set_precision

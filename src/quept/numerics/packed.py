@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, library
 from torch.nn import functional as F
 
-from quept import ops
 from quept.numerics import affine, blocks
 from quept.numerics.blocks import BLOCK
 from quept.numerics.stored import StoredWeight
-from quept.ops import packed
+from quept.ops import available, packed
 
 TINY = torch.finfo(torch.float32).tiny
 HIGHEST = 127  # code of an activation
@@ -57,7 +56,7 @@ class PackedWeight:
     @property
     def native(self) -> packed.NativeWeight | None:
         """The weight as kernels know it, or None where they do not run or cannot read it."""
-        if not ops.available():
+        if not available():
             return None
         known: packed.NativeWeight | None
         known = self.__dict__.get("_native", _UNKNOWN)
@@ -185,7 +184,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *
 def rebuild(store: StoredWeight, bits: int, inputs_per_scale: int, symmetric: bool) -> PackedWeight:
     """The weight at a width: `store.codes` packed, with `inputs_per_scale` inputs to a scale."""
     store.check_groups(bits, inputs_per_scale)
-    if ops.available() and store.master.numel() and packed.is_plain(store.master):
+    if available() and store.master.numel() and packed.is_plain(store.master):
         weight = _empty(store.shape, bits, inputs_per_scale)
         adapter = None
         if store.up is not None and store.down is not None and store.adapter_scale is not None:
