@@ -150,7 +150,7 @@ struct Kernels {
     void (*round_blocks)(const Rows &, const BlockTokens &, ptrdiff_t first, ptrdiff_t last);
     // Of rows of the weight; `scratch` holds TOGETHER * padded_units floats.
     void (*product)(const Product &, ptrdiff_t first, ptrdiff_t last, float *scratch);
-    // `scratch` holds ROWS * padded + groups floats and `padded` bytes.
+    // `scratch` holds ROWS * (padded + rank) + groups floats and `padded` bytes.
     void (*rebuild)(const Stored &, const Rebuilt &, ptrdiff_t first, ptrdiff_t last, float *scratch);
     // `scratch` holds the codes of a row, a byte each, up to whole blocks.
     void (*dense)(const Packed &, const Dense &, ptrdiff_t first, ptrdiff_t last, float *scratch);

@@ -83,7 +83,7 @@ void rebuild(const PackedWeight &weight, bool symmetric, uintptr_t master, uintp
              int threads) {
     const ptrdiff_t padded = blocks_of(weight.in) * BLOCK, pairs = up ? (rank + 1) / 2 : 0;
     const ptrdiff_t kept = whole_lines(pairs * padded);
-    const ptrdiff_t each = whole_lines(ROWS * padded + weight.groups + padded / 4);
+    const ptrdiff_t each = whole_lines(ROWS * (padded + rank) + weight.groups + padded / 4);
     const int many = threads_for(weight.out * weight.in, ENOUGH_REBUILT, threads);
     float *scratch = scratch_of(kept + many * each);
     auto *down_pairs = reinterpret_cast<int16_t *>(scratch);

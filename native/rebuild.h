@@ -96,11 +96,17 @@ INLINE void load_masters(const Stored &stored, ptrdiff_t row, ptrdiff_t rows, fl
     }
 }
 
-// What the adapter adds to `rows` rows.
+// What the adapter adds to `rows` rows; `factors` has room for a word for each pair of ranks and row.
 template <int rows>
-INLINE void add_adapter(const Stored &stored, ptrdiff_t row, float *weights) {
+INLINE void add_adapter(const Stored &stored, ptrdiff_t row, float *weights, uint32_t *factors) {
     constexpr int vectors = 2;
     const ptrdiff_t pairs = (stored.rank + 1) / 2;
+    for (int r = 0; r < rows; ++r)
+        for (ptrdiff_t pair = 0; pair < pairs; ++pair) {
+            const int8_t *up = stored.up + (row + r) * stored.rank + 2 * pair;
+            const int16_t first = up[0], second = 2 * pair + 1 < stored.rank ? up[1] : 0;
+            factors[pair * rows + r] = static_cast<uint32_t>(static_cast<uint16_t>(second)) << 16 | static_cast<uint16_t>(first);
+        }
     for (ptrdiff_t at = 0; at < stored.padded; at += vectors * LANES) {
         Ints total[rows][vectors] = {};
         for (ptrdiff_t pair = 0; pair < pairs; ++pair) {
@@ -108,11 +114,8 @@ INLINE void add_adapter(const Stored &stored, ptrdiff_t row, float *weights) {
             const int16_t *down = stored.down_pairs + (pair * stored.padded + at) * 2;
             for (int i = 0; i < vectors; ++i) std::memcpy(&inputs[i], down + i * 2 * LANES, sizeof(Shorts));
             for (int r = 0; r < rows; ++r) {
-                const int8_t *up = stored.up + (row + r) * stored.rank + 2 * pair;
-                const uint32_t second = 2 * pair + 1 < stored.rank ? static_cast<uint16_t>(static_cast<int16_t>(up[1])) : 0;
-                const uint32_t both = second << 16 | static_cast<uint16_t>(static_cast<int16_t>(up[0]));
-                const Shorts factors = (Shorts)(Words{} + both);
-                for (int i = 0; i < vectors; ++i) total[r][i] += pair_products(inputs[i], factors);
+                const Shorts both = (Shorts)(Words{} + factors[pair * rows + r]);
+                for (int i = 0; i < vectors; ++i) total[r][i] += pair_products(inputs[i], both);
             }
         }
         for (int r = 0; r < rows; ++r)
@@ -161,10 +164,12 @@ INLINE Grid grid_of(const float *weights, ptrdiff_t count, const Rebuilt &to, fl
 
 // Up to a vector's bits of a plane, from weight `at` on.
 INLINE Ints plane_bits(const uint8_t *plane, ptrdiff_t at, ptrdiff_t count) {
-    uint32_t word = 0;
-    for (ptrdiff_t byte = at / 8; byte <= (at + count - 1) / 8; ++byte)
-        word |= static_cast<uint32_t>(plane[byte]) << (8 * (byte - at / 8));
-    word >>= at % 8;
+    uint32_t word = plane[at / 8];
+    if (LANES != 8 || at % 8 != 0) {
+        for (ptrdiff_t byte = at / 8 + 1; byte <= (at + count - 1) / 8; ++byte)
+            word |= static_cast<uint32_t>(plane[byte]) << (8 * (byte - at / 8));
+        word >>= at % 8;
+    }
     Ints lanes;
     for (int lane = 0; lane < LANES; ++lane) lanes[lane] = lane;
     return (Ints)(((Words{} + word) >> (Words)lanes) & 1);
@@ -260,15 +265,17 @@ INLINE void rebuild_row(const Stored &stored, const Rebuilt &to, ptrdiff_t row, 
 template <int bits>
 void rebuild_rows(const Stored &stored, const Rebuilt &to, ptrdiff_t first, ptrdiff_t last, float *scratch) {
     float *weights = scratch, *scales = weights + ROWS * stored.padded;
-    uint8_t *codes = reinterpret_cast<uint8_t *>(scales + to.groups);
+    uint32_t *factors = reinterpret_cast<uint32_t *>(scales + to.groups);
+    uint8_t *codes = reinterpret_cast<uint8_t *>(factors + ROWS * stored.rank);
     for (ptrdiff_t row = first; row < last; row += ROWS) {
         const ptrdiff_t rows = last - row < ROWS ? last - row : ROWS;
         load_masters(stored, row, rows, weights);
         if (stored.up) {
             if (rows == ROWS)
-                add_adapter<ROWS>(stored, row, weights);
+                add_adapter<ROWS>(stored, row, weights, factors);
             else
-                for (ptrdiff_t i = 0; i < rows; ++i) add_adapter<1>(stored, row + i, weights + i * stored.padded);
+                for (ptrdiff_t i = 0; i < rows; ++i)
+                    add_adapter<1>(stored, row + i, weights + i * stored.padded, factors);
         }
         for (ptrdiff_t i = 0; i < rows; ++i)
             rebuild_row<bits>(stored, to, row + i, weights + i * stored.padded, scales, codes);

@@ -173,12 +173,16 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *
         held = weight.codes, weight.scale, weight.row_scale, weight.zero_point
         result: Tensor = _operator(x, *held, bias, weight.bits, weight.inputs_per_scale, exact)
         return result
-    native = weight.native
-    if native is not None and native.multiplies_integers and not exact and packed.is_plain(x):
-        differentiable = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-        if x.numel() <= FEW * x.shape[-1] and not differentiable and (bias is None or packed.is_plain(bias)):
+    if not exact and x.numel() <= FEW * x.shape[-1] and _reads(x) and (bias is None or _reads(bias)):
+        native = weight.native
+        if native is not None and native.multiplies_integers:
             return packed.multiply(x, native, bias)
     return _dense_linear(x, weight, bias)
+
+
+def _reads(tensor: Tensor) -> bool:
+    """Whether kernels can read a tensor, and no gradient is asked of it."""
+    return packed.is_plain(tensor) and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
 def rebuild(store: StoredWeight, bits: int, inputs_per_scale: int, symmetric: bool) -> PackedWeight:
@@ -243,6 +247,8 @@ def integer_product(x: Tensor, weight: PackedWeight, bias: Tensor | None = None)
     per_block = units_per_block(weight.shape[1], weight.inputs_per_scale)
     if per_block is None:
         raise ValueError(f"groups of {weight.inputs_per_scale} inputs are not multiplied in integers")
+    if not len(x):
+        return x.new_empty(0, weight.shape[0])
     tokens = quantize_blocks(x)
     offset = 128 if weight.bits == 8 else 0
     sets = blocks.SETS // per_block
@@ -265,7 +271,7 @@ def integer_product(x: Tensor, weight: PackedWeight, bias: Tensor | None = None)
             lane = _in_order(sums * (s * unit[token]).unsqueeze(-1))
             zero = _in_order(_every_eighth((s * z) * e[token]))
             rows.append(_tree(lane - zero) * weight.row_scale)
-    result = torch.stack(rows) if rows else x.new_empty(0, weight.shape[0], dtype=torch.float32)
+    result = torch.stack(rows)
     return (result if bias is None else result + bias.to(torch.float32)).to(x.dtype)
 
 
@@ -306,10 +312,23 @@ def _tree(lanes: Tensor) -> Tensor:
 def _dense_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """As floats. Gradients reach `x`; rows are dequantized panel by panel, so that they are multiplied from a cache."""
     size = max(1, PANEL // max(1, weight.shape[1]))
-    starts = range(0, weight.shape[0], size)
-    panels = [F.linear(x, weight.dense(x.dtype, slice(start, start + size))) for start in starts]
-    result = torch.cat(panels, dim=-1) if panels else x.new_empty(*x.shape[:-1], 0)
-    return result if bias is None else result + bias.to(x.dtype)
+    native = weight.native
+    if native is None or not _reads(x):
+        starts = range(0, weight.shape[0], size)
+        panels = [F.linear(x, weight.dense(x.dtype, slice(start, start + size))) for start in starts]
+        result = torch.cat(panels, dim=-1) if panels else x.new_empty(*x.shape[:-1], 0)
+        return result if bias is None else result + bias.to(x.dtype)
+    # New memory costs more than what is done in it: one panel is written over.
+    rows = x.reshape(-1, weight.shape[1])
+    result = torch.empty(len(rows), weight.shape[0], dtype=x.dtype)
+    panel = torch.empty(min(size, weight.shape[0]), weight.shape[1], dtype=x.dtype)
+    for start in range(0, weight.shape[0], size):
+        count = min(size, weight.shape[0] - start)
+        part = packed.dense(native, x.dtype, start, count, panel[:count])
+        torch.mm(rows, part.t(), out=result[:, start : start + count])
+    if bias is not None:
+        result += bias
+    return result.view(*x.shape[:-1], weight.shape[0])
 
 
 def _halves(codes: Tensor, scale: Tensor, zero_point: Tensor, inputs_per_scale: int) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ class NativeWeight:
     """A packed weight as the kernels know it: where its tensors are, which it keeps alive."""
 
     handle: Any
-    out_features: int
-    in_features: int
+    shape: tuple[int, int]
     multiplies_integers: bool
+    multiply: Any
     held: tuple[Tensor | None, ...]
 
 
@@ -41,8 +41,9 @@ def native_weight(
     if not extension.available():
         return None
     addresses = [0 if each is None else each.data_ptr() for each in held]
-    handle = extension.native().PackedWeight(*addresses, *shape, bits, inputs_per_scale)
-    return NativeWeight(handle, *shape, handle.multiplies_integers, held)
+    module = extension.native()
+    handle = module.PackedWeight(*addresses, *shape, bits, inputs_per_scale)
+    return NativeWeight(handle, shape, handle.multiplies_integers, module.multiply, held)
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -50,40 +51,45 @@ def is_plain(tensor: Tensor) -> bool:
     # Exactly these classes: others, such as a tracer's, have no memory to read from.
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
         return False
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not (tensor.is_neg() or tensor.is_conj())
+    return tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg() and not tensor.is_conj()
 
 
 def multiply(x: Tensor, weight: NativeWeight, bias: Tensor | None) -> Tensor:
     """`numerics.packed.integer_product` of `x`, `(..., in)`, of a type that kernels know, and plain like `bias`."""
-    if x.shape[-1] != weight.in_features or not weight.multiplies_integers:
-        raise ValueError(f"{x.shape[-1]} channels are not multiplied by a weight of {weight.in_features} in integers")
-    rows = x if x.dim() == 2 else x.reshape(-1, weight.in_features)
-    if rows.stride(1) != 1 and weight.in_features != 1:
-        rows = rows.contiguous()
-    result = x.new_empty((*x.shape[:-1], weight.out_features))
+    # A matrix of a few thousand weights takes as long as ten calls of PyTorch's: what is not needed is left out.
+    dtype, shape, (out_features, in_features) = x.dtype, x.shape, weight.shape
+    if shape[-1] != in_features or not weight.multiplies_integers:
+        raise ValueError(f"{shape[-1]} channels are not multiplied by a weight of {in_features} in integers")
+    if x.is_contiguous():
+        tokens, stride = x.numel() // in_features, in_features
+    else:
+        x = x.reshape(-1, in_features) if x.dim() != 2 else x
+        x = x if x.stride(1) == 1 else x.contiguous()
+        tokens, stride = x.shape[0], x.stride(0)
     address = 0
     if bias is not None:
-        if bias.shape != (weight.out_features,):
-            raise ValueError(f"the bias is {tuple(bias.shape)}; it has to be {(weight.out_features,)}")
-        bias = bias.to(x.dtype).contiguous()
+        if bias.shape != (out_features,):
+            raise ValueError(f"the bias is {tuple(bias.shape)}; it has to be {(out_features,)}")
+        if bias.dtype is not dtype or not bias.is_contiguous():
+            bias = bias.to(dtype).contiguous()
         address = bias.data_ptr()
-    if rows.shape[0]:
-        extension.native().multiply(
+    result = torch.empty((*shape[:-1], out_features), dtype=dtype)
+    if tokens:
+        weight.multiply(
             weight.handle,
-            *(rows.data_ptr(), TYPES[x.dtype], rows.shape[0], rows.stride(0)),
-            *(address, result.data_ptr(), torch.get_num_threads()),
+            *(x.data_ptr(), TYPES[dtype], tokens, stride, address, result.data_ptr(), torch.get_num_threads()),
         )
     return result
 
 
 def dense(weight: NativeWeight, dtype: torch.dtype, first: int, rows: int, out: Tensor | None = None) -> Tensor:
     """`numerics.packed.PackedWeight.dense` of rows from `first` on, in a type that kernels know; in `out` if given."""
-    shape = (rows, weight.in_features)
+    shape = (rows, weight.shape[1])
     result = torch.empty(shape, dtype=dtype) if out is None else out
     if result.shape != shape or result.dtype != dtype or not result.is_contiguous():
-        raise ValueError(f"{rows} rows of {weight.in_features} do not go into {result.dtype} {tuple(result.shape)}")
-    if not 0 <= first <= first + rows <= weight.out_features:
-        raise ValueError(f"a weight of {weight.out_features} rows has none from {first} to {first + rows}")
+        raise ValueError(f"{rows} rows of {weight.shape[1]} do not go into {result.dtype} {tuple(result.shape)}")
+    if not 0 <= first <= first + rows <= weight.shape[0]:
+        raise ValueError(f"a weight of {weight.shape[0]} rows has none from {first} to {first + rows}")
     if rows:
         extension.native().dense(weight.handle, first, rows, result.data_ptr(), TYPES[dtype], torch.get_num_threads())
     return result

@@ -1,0 +1,244 @@
+"""Kernels on packed weights give the specification's bits, whatever the shape, the path and the threads."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from quept import ops
+from quept.errors import InvalidInput
+from quept.numerics import affine, packed, planes
+from quept.numerics.packed import PackedWeight, integer_product, packed_linear, rebuild
+from quept.numerics.stored import StoredWeight
+from quept.ops import packed as kernels
+
+pytestmark = pytest.mark.skipif(not ops.paths(), reason="quept was installed without kernels")
+
+DTYPES = st.sampled_from(packed.DTYPES)
+WIDTHS = st.integers(2, 8)
+INPUTS = st.sampled_from([1, 7, 31, 128, 129, 172, 300, 1023, 1152])
+OUTPUTS = st.sampled_from([1, 3, 4, 5, 9])
+PATHS = st.sampled_from(ops.paths() or ("none",))
+FIELDS = ("codes", "scale", "row_scale", "zero_point")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def drawn(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_weight(out_features, in_features, bits, inputs_per_scale, seed=0):
+    draw, groups = drawn(seed), affine.groups_per_row(in_features, inputs_per_scale)
+    codes = torch.randint(0, 2**bits, (out_features, in_features), generator=draw).to(torch.uint8)
+    zero_point = torch.randint(0, 2**bits, (out_features, groups), generator=draw).float()
+    scale = 10 ** -(6 * torch.rand(out_features, groups, generator=draw))
+    return PackedWeight.of(codes, scale, zero_point, bits, inputs_per_scale)
+
+
+def random_store(out_features, in_features, master_group, rank, groups, plane, seed):
+    draw = drawn(seed)
+
+    def signed(*shape):
+        return torch.randint(-127, 128, shape, generator=draw).to(torch.int8)
+
+    master = signed(out_features, in_features)
+    master[0, : in_features // 2] = 0  # groups of zeros, in a row that has others
+    master[-1] = 0
+    shape = (out_features, affine.groups_per_row(in_features, master_group))
+    scale = (torch.rand(shape, generator=draw) * 1e-3 + 1e-4).bfloat16()
+    adapter = {}
+    if rank:
+        up, down = signed(out_features, rank), signed(rank, in_features)
+        up[0] = 0
+        adapter = {"up": up, "down": down, "adapter_scale": torch.rand(out_features, generator=draw) * 1e-6}
+    shares = torch.randint(0, 256, (2, out_features, groups), generator=draw).to(torch.uint8) if groups else None
+    turned = torch.randint(0, 2, (out_features, in_features), generator=draw).bool()
+    return StoredWeight(
+        master, scale, master_group, **adapter, shares=shares, plane=planes.pack(turned) if plane else None
+    )
+
+
+def assert_same(found, expected):
+    for name in FIELDS:
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other), name
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    path=PATHS,
+    bits=WIDTHS,
+    in_features=INPUTS,
+    out_features=OUTPUTS,
+    inputs_per_scale=st.sampled_from([32, 64, 128, 256, 2000]),
+    tokens=st.integers(0, 9),
+    dtype=DTYPES,
+    biased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_products_are_those_of_the_specification(
+    path, bits, in_features, out_features, inputs_per_scale, tokens, dtype, biased, seed
+):
+    weight = random_weight(out_features, in_features, bits, inputs_per_scale, seed)
+    x = torch.randn(tokens, in_features, generator=drawn(seed)).to(dtype)
+    if tokens > 2:
+        x[0] = 0
+        x[1] *= 1e-30
+        x[2, ::5] *= 300
+    bias = torch.randn(out_features, generator=drawn(seed)).to(dtype) if biased else None
+    with ops.using(path):
+        found = packed_linear(x, weight, bias)
+    expected = integer_product(x, weight, bias)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("path", ops.paths())
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_largest_codes_do_not_overflow(path, bits):
+    for codes, zero_point in ((2**bits - 1, 0.0), (0, 2.0**bits - 1)):
+        given = torch.full((3, 256), codes, dtype=torch.uint8), torch.ones(3, 1), torch.full((3, 1), zero_point)
+        weight = PackedWeight.of(*given, bits, 256)
+        for x in (torch.ones(4, 256), -torch.ones(4, 256)):
+            with ops.using(path):
+                assert torch.equal(packed_linear(x, weight), x @ weight.dense(torch.float32).T)
+
+
+@pytest.mark.parametrize("path", ops.paths())
+def test_what_is_not_finite_stays_in_its_token(path):
+    weight, x = random_weight(5, 300, 4, 128), torch.ones(4, 300)
+    x[0, 3], x[1, 299], x[2, 0] = torch.nan, torch.inf, -torch.inf
+    with ops.using(path):
+        found = packed_linear(x, weight)
+    assert found.isnan().all(1).tolist() == [True, True, True, False]
+    assert torch.equal(found[3:], integer_product(x[3:], weight))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    path=PATHS,
+    bits=WIDTHS,
+    in_features=INPUTS,
+    out_features=OUTPUTS,
+    inputs_per_scale=st.sampled_from([7, 24, 32, 64, 128, 172, 256, 2000]),
+    dtype=DTYPES,
+    seed=st.integers(0, 1000),
+)
+def test_dense_rows_are_those_of_the_specification(
+    path, bits, in_features, out_features, inputs_per_scale, dtype, seed
+):
+    weight = random_weight(out_features, in_features, bits, inputs_per_scale, seed)
+    rows = slice(out_features // 3, out_features)
+    with ops.using(path):
+        found = weight.dense(dtype, rows), weight.dense(dtype)
+    with ops.using(None):
+        expected = weight.dense(dtype, rows), weight.dense(dtype)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    path=PATHS,
+    bits=WIDTHS,
+    in_features=INPUTS,
+    out_features=OUTPUTS,
+    inputs_per_scale=st.sampled_from([7, 24, 32, 64, 128, 172, 256, 2000]),
+    master_group=st.sampled_from([50, 128, 2000]),
+    rank=st.sampled_from([0, 1, 3, 16]),
+    clipped=st.booleans(),
+    plane=st.booleans(),
+    symmetric=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_rebuilt_is_the_specification_s(
+    path, bits, in_features, out_features, inputs_per_scale, master_group, rank, clipped, plane, symmetric, seed
+):
+    groups = affine.groups_per_row(in_features, inputs_per_scale) if clipped else 0
+    store = random_store(out_features, in_features, master_group, rank, groups, plane, seed)
+    with ops.using(path):
+        found = rebuild(store, bits, inputs_per_scale, symmetric)
+    with ops.using(None):
+        expected = rebuild(store, bits, inputs_per_scale, symmetric)
+    assert_same(found, expected)
+
+
+def test_threads_share_the_rows(threads):
+    store = random_store(67, 2048, 128, 5, 16, True, 0)
+    x = torch.randn(33, 2048, generator=drawn(1))
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        weight = rebuild(store, 3, 128, False)
+        products = packed_linear(x[:1], weight), packed_linear(x[:32], weight)
+        found.append((weight, (*products, weight.dense(torch.bfloat16))))
+    for weight, others in found[1:]:
+        assert_same(weight, found[0][0])
+        assert all(torch.equal(one, other) for one, other in zip(others, found[0][1], strict=True))
+
+
+def test_tokens_may_lie_apart(threads):
+    weight, x = random_weight(9, 300, 5, 300), torch.randn(4, 3, 700, generator=drawn(1))
+    for view in (x[..., 5:305], x[..., ::2][..., :300], x.transpose(0, 1)[..., :300], x[1, 2, :300], x[:0, :, :300]):
+        expected = integer_product(view.reshape(-1, 300).contiguous(), weight).view(*view.shape[:-1], 9)
+        assert torch.equal(packed_linear(view, weight), expected)
+
+
+def test_many_tokens_and_exact_ones_are_multiplied_as_floats():
+    weight = random_weight(9, 300, 5, 300)
+    x = torch.randn(2, packed.FEW, 300, generator=drawn(1))
+    bias = torch.randn(9, generator=drawn(2))
+    expected = x @ weight.dense(torch.float32).T + bias
+    torch.testing.assert_close(packed_linear(x, weight, bias), expected)
+    torch.testing.assert_close(packed_linear(x[0, :1], weight, bias, exact=True), expected[0, :1])
+    few = packed_linear(x[0], weight, bias)
+    assert not torch.equal(few, expected[0])
+    torch.testing.assert_close(few, expected[0], rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_what_kernels_cannot_read_is_left_to_the_reference():
+    weight, x = random_weight(4, 256, 4, 128), torch.randn(3, 256, generator=drawn(1))
+    assert weight.native is weight.native is not None
+    with ops.using(None):
+        assert weight.native is None
+    assert kernels.is_plain(nn.Parameter(x))
+    for other in (torch._neg_view(x), x.to("meta"), x.to_sparse()):
+        assert not kernels.is_plain(other)
+    with FakeTensorMode() as mode:
+        assert not kernels.is_plain(mode.from_tensor(x))
+    torch.testing.assert_close(packed_linear(torch._neg_view(x), weight), -packed_linear(x, weight, exact=True))
+    assert (
+        PackedWeight.of(torch.zeros(0, 8, dtype=torch.uint8), torch.ones(0, 1), torch.ones(0, 1), 4, 8).native is None
+    )
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    weight, x = random_weight(4, 256, 4, 128).native, torch.zeros(3, 256)
+    assert weight is not None
+    with pytest.raises(ValueError, match="in integers"):
+        kernels.multiply(x[:, :100], weight, None)
+    with pytest.raises(ValueError, match="bias is"):
+        kernels.multiply(x, weight, torch.zeros(5))
+    with pytest.raises(ValueError, match="has none from 2 to 5"):
+        kernels.dense(weight, torch.float32, 2, 3)
+    with pytest.raises(ValueError, match="do not go into"):
+        kernels.dense(weight, torch.float32, 0, 2, torch.zeros(2, 255))
+    other = random_weight(4, 256, 4, 24).native
+    assert other is not None
+    with pytest.raises(ValueError, match="in integers"):
+        kernels.multiply(x, other, None)
+
+
+def test_memory_is_read_at_some_rate(monkeypatch):
+    assert 1e6 < ops.read_bandwidth(2**22, 2) < 1e14
+    monkeypatch.setattr("quept.ops.extension._load", lambda: (None, "quept was installed without them"))
+    with pytest.raises(InvalidInput, match="no kernels here"):
+        ops.read_bandwidth()
