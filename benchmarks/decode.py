@@ -84,7 +84,7 @@ def artifact(options: argparse.Namespace) -> Path:
     if not output.exists():
         recipe = quept.load_recipe("best")
         training = recipe.reconstruction.updated(epochs=0, clipping_start=12.0, last_block_loss=None, text_share=0.0)
-        recipe = recipe.updated(reconstruction=training, outer_bits=8)
+        recipe = recipe.updated(reconstruction=training, outer_bits=8).with_bits(options.bits)
         windows = torch.randint(VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(0))
         model = LlamaForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
         quept.calibrate(model, output, data=windows, recipe=recipe)

@@ -59,7 +59,7 @@ def bench(
     from quept.architectures import architecture_of
     from quept.cli.evaluate import choose_dtype
     from quept.evaluation.speed import measure_speed
-    from quept.ops import describe, read_bandwidth
+    from quept.ops import available, describe, read_bandwidth
     from quept.plan import parse_precisions
     from quept.storage import load
 
@@ -80,7 +80,7 @@ def bench(
     with bar(quiet) as progress:
         task = progress.add_task("memory", detail="", total=(repeats + tokens) * (len(widths) + baseline))
         settings["on_step"] = lambda: progress.update(task, advance=1)
-        bandwidth = read_bandwidth()
+        bandwidth = read_bandwidth() if available() else math.nan
         full: Speed | None = None
         if baseline:
             progress.update(task, description="bfloat16")
@@ -106,28 +106,30 @@ def bench(
 
 
 def show(speeds: "Sequence[Speed]", full: "Speed | None", bandwidth: float, title: str, console: Console) -> None:
-    """The table for people; speeds beside the baseline's as ratios."""
+    """The table for people."""
 
     def row(each: "Speed", name: str) -> tuple[str, ...]:
         return (
             name,
             f"{each.prefill:.0f}",
-            f"{each.decode:.1f}",
             "-" if full is None else f"{each.prefill / full.prefill:.2f}",
+            f"{each.decode:.1f}",
             "-" if full is None else f"{each.decode / full.decode:.2f}",
-            f"{each.bytes_per_second / bandwidth:.0%}",
+            "-" if math.isnan(bandwidth) else f"{each.bytes_per_second / bandwidth:.0%}",
             size(each.memory_bytes),
             f"{each.derive_seconds:.2f} s",
             f"{each.switch_seconds * 1e3:.2f} ms",
         )
 
-    columns = (
-        *("bits", "prompt tokens/s", "tokens/s", "prompt / bf16", "tokens / bf16"),
-        *("of memory's speed", "weights", "first switch", "switch"),
-    )
+    columns = ("bits", "prompt/s", "x bf16", "token/s", "x bf16", "memory", "weights", "derive", "switch")
     rows = [] if full is None else [row(full, "bf16")]
     show_table(console, f"Speed of {title}", columns, rows + [row(each, each.precision) for each in speeds])
-    console.print(f"Weights are read from memory at up to {bandwidth / 1e9:.1f} GB/s here.")
+    console.print(
+        "Tokens of a prompt and single tokens per second; memory: the share of its measured speed that single tokens "
+        "reach; derive: making a width's weights; switch: to a width that is resident."
+    )
+    if not math.isnan(bandwidth):
+        console.print(f"Memory is read at up to {bandwidth / 1e9:.1f} GB/s here.")
 
 
 def draw(speeds: "Sequence[Speed]", full: "Speed | None", title: str, path: Path) -> None:
