@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from quept.nn.execution import Execution
 from quept.nn.inputs import ElasticInput
+from quept.nn.paging import page_out
 from quept.nn.residency import DerivedWeights, Key, Sized
 from quept.nn.weight import ElasticWeight
 from quept.numerics import affine, integer
@@ -100,10 +101,14 @@ class ElasticLinear(ElasticWeight):
         with torch.inference_mode(False), torch.no_grad():
             inputs = self._inputs_per_scale(bits)
             if self.rebuilds(bits):
-                return rebuild(StoredWeight(*self.stored_weight(bits)), bits, inputs, self._is_symmetric(bits))
-            codes, grid = self.codes(bits)
-            flat = affine.join_groups(codes, self.in_features)
-            return PackedWeight.of(flat, grid.scale.squeeze(-1), grid.zero_point.squeeze(-1), bits, inputs)
+                packed = rebuild(StoredWeight(*self.stored_weight(bits)), bits, inputs, self._is_symmetric(bits))
+            else:
+                codes, grid = self.codes(bits)
+                flat = affine.join_groups(codes, self.in_features)
+                packed = PackedWeight.of(flat, grid.scale.squeeze(-1), grid.zero_point.squeeze(-1), bits, inputs)
+        if self.is_stored:
+            page_out(self.parameters())  # until another width is wanted
+        return packed
 
     def forget_derived(self) -> None:
         """Drop what is resident of this layer's weight at any width."""
