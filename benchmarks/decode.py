@@ -10,7 +10,9 @@ folder and are made once. llama.cpp comes from the package llama-cpp-python, bui
 them quept is measured alone.
 
 Each engine lives in a process of its own, with as many threads. They take turns, a round each, so that whatever else
-the machine does meets all alike. Figures are the medians of rounds, and the quartiles.
+the machine does meets all alike. Figures are the medians of rounds, and the quartiles. Memory is what the process of
+a width holds of the machine's (VmRSS) after a round, less what it held before the model was opened; each width has a
+process of its own for that.
 """
 
 import argparse
@@ -148,16 +150,14 @@ def quept_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
     from quept.precision import make_resident
 
     torch.set_num_threads(options.threads)
-    packed = quept.load(artifact(options), dtype=torch.bfloat16, memory_budget=2**40, verify=False)
-    plain: list[Any] = []
+    opened: dict[bool, Any] = {}
 
     @torch.inference_mode()
     def decode(name: str) -> list[float]:
-        model = packed
-        if name == "bf16":
-            if not plain:
-                plain.append(quept.load(artifact(options), dtype=torch.bfloat16, packed=False, verify=False))
-            model = plain[0]
+        packed = name != "bf16"
+        if packed not in opened:
+            opened[packed] = quept.load(artifact(options), dtype=torch.bfloat16, packed=packed, memory_budget=2**40)
+        model = opened[packed]
         quept.set_precision(model, None if name == "bf16" else int(name))
         make_resident(model)
         ids = torch.arange(PROMPT + options.tokens).unsqueeze(0) + 100
@@ -200,7 +200,7 @@ def llama_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
 
 
 @contextmanager
-def worker(options: argparse.Namespace, engine: str) -> Iterator[Callable[[str], list[float]]]:
+def worker(options: argparse.Namespace, engine: str) -> Iterator[Callable[[str], tuple[list[float], int]]]:
     """An engine in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", engine]
     # Threads that wait must sleep, not spin: the other engine has its turn.
@@ -209,12 +209,12 @@ def worker(options: argparse.Namespace, engine: str) -> Iterator[Callable[[str],
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def ask(name: str) -> list[float]:
+        def ask(name: str) -> tuple[list[float], int]:
             print(name, file=process.stdin, flush=True)
             for line in process.stdout:
-                if line.startswith("seconds "):
-                    found: list[float] = json.loads(line.removeprefix("seconds "))
-                    return found
+                if line.startswith("answer "):
+                    seconds, held = json.loads(line.removeprefix("answer "))
+                    return seconds, held
             sys.exit(f"The {engine} worker ended.")
 
         yield ask
@@ -222,13 +222,43 @@ def worker(options: argparse.Namespace, engine: str) -> Iterator[Callable[[str],
 
 
 def serve(decode: Callable[[str], list[float]]) -> None:
+    before = resident()
     for line in sys.stdin:
-        print("seconds", json.dumps(decode(line.strip())), flush=True)
+        print("answer", json.dumps([decode(line.strip()), resident() - before]), flush=True)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
     low, _, high = quantiles(seconds, n=4)
     return {"seconds": median(seconds), "low": low, "high": high, "tokens_per_second": 1 / median(seconds)}
+
+
+def measure(options: argparse.Namespace, has_llama: bool) -> dict[str, Any]:
+    """All engines and widths."""
+    formats = {bits: COMPARED[bits] for bits in options.bits if has_llama and bits in COMPARED}
+    for name in formats.values():
+        gguf_file(options, name)
+    rows: list[dict[str, Any]] = []
+    with worker(options, "quept") as ask, worker(options, "llama") as ask_llama:
+        baseline = [seconds for _ in range(options.rounds) for seconds in ask("bf16")[0]]
+        for bits in options.bits:
+            ours: list[float] = []
+            theirs: list[float] = []
+            for _ in range(options.rounds + 1):  # the first warms up
+                ours += ask(str(bits))[0]
+                theirs += ask_llama(formats[bits])[0] if bits in formats else []
+            rows.append({"bits": bits, "quept": summary(ours[options.tokens :])})
+            if bits in formats:
+                rows[-1] |= {"format": formats[bits], "llama": summary(theirs[options.tokens :])}
+    for row in rows:
+        row["quept"]["resident_bytes"] = held_by(options, str(row["bits"]))
+    full = {**summary(baseline), "resident_bytes": held_by(options, "bf16")}
+    return {"shape": {**vars(options), "folder": None, "json": None}, "bf16": full, "widths": rows}
 
 
 def main() -> None:
@@ -239,24 +269,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     artifact(options)
     has_llama = find_spec("llama_cpp") is not None and find_spec("gguf") is not None
-    results = []
-    with worker(options, "quept") as ask, worker(options, "llama") as ask_llama:
-        if has_llama:
-            for bits in options.bits:
-                if bits in COMPARED:
-                    gguf_file(options, COMPARED[bits])
-        baseline = [seconds for _ in range(options.rounds) for seconds in ask("bf16")]
-        for bits in options.bits:
-            other = COMPARED.get(bits) if has_llama else None
-            ours: list[float] = []
-            theirs: list[float] = []
-            for _ in range(options.rounds + 1):  # the first warms up
-                ours, theirs = [*ours, *ask(str(bits))], [*theirs, *(ask_llama(other) if other else ())]
-            row = {"bits": bits, "quept": summary(ours[options.tokens :])}
-            if other:
-                row |= {"format": other, "llama": summary(theirs[options.tokens :])}
-            results.append(row)
-    report = {"shape": {**vars(options), "folder": None, "json": None}, "bf16": summary(baseline), "widths": results}
+    report = measure(options, has_llama)
     show(report)
     if not has_llama:
         print("llama.cpp was not measured: pip install llama-cpp-python gguf")
@@ -264,10 +277,19 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def held_by(options: argparse.Namespace, name: str) -> int:
+    """Bytes that a process holds which decodes at one width alone."""
+    with worker(options, "quept") as ask:
+        return ask(name)[1]
+
+
 def show(report: dict[str, Any]) -> None:
     """The table for people."""
     baseline = report["bf16"]["tokens_per_second"]
-    table = Table("bits", "tokens/s", "quartiles", "/ bf16", "llama.cpp", "tokens/s", "quept / llama.cpp")
+    held = report["bf16"]["resident_bytes"]
+    table = Table(
+        "bits", "tokens/s", "quartiles", "/ bf16", "memory / bf16", "llama.cpp", "tokens/s", "quept / llama.cpp"
+    )
     for row in report["widths"]:
         mine, other = row["quept"], row.get("llama")
         speed = mine["tokens_per_second"]
@@ -276,9 +298,10 @@ def show(report: dict[str, Any]) -> None:
             theirs = other["tokens_per_second"]
             compared = (row["format"], f"{theirs:.2f}", f"{speed / theirs:.2f}")
         quartiles = f"{1 / mine['high']:.2f} to {1 / mine['low']:.2f}"
-        table.add_row(str(row["bits"]), f"{speed:.2f}", quartiles, f"{speed / baseline:.2f}", *compared)
+        memory = f"{mine['resident_bytes'] / held:.2f}"
+        table.add_row(str(row["bits"]), f"{speed:.2f}", quartiles, f"{speed / baseline:.2f}", memory, *compared)
     console = Console()
-    console.print(f"bfloat16 by PyTorch: {baseline:.2f} tokens/s")
+    console.print(f"bfloat16 by PyTorch: {baseline:.2f} tokens/s, {held / 1e9:.2f} GB of memory")
     console.print(table)
 
 

@@ -17,6 +17,7 @@ from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
 from quept.nn import ElasticLinear, Execution, learned_names, stored_tensors
+from quept.nn.paging import page_out
 from quept.nn.size import resident_bytes
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
@@ -87,6 +88,9 @@ def load(
     if memory_budget is None:
         dense = sum(layer.numel * layer.dtype.itemsize for layer in layers)
         memory_budget = 2 * (resident_bytes(model, MAX_BITS) if execution.packed else dense)
+    for layer in layers:
+        if layer.is_stored:
+            page_out(layer.parameters())  # checking read them; they are needed again when a width is rebuilt
     keep_derived_weights(model, memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
