@@ -6,8 +6,8 @@
 
 Every contender cycles through matrices that together are larger than the caches, so that weights come from memory, as
 they do while a model generates. All take turns, pass by pass, and the fastest pass counts: whatever else the machine
-does only ever adds. "of bandwidth" is what a pass read of its weights (codes, scales, zero points) by the time it took, as
-a share of the machine's read bandwidth, which native code measures on as many threads in the same turns.
+does only ever adds. "of bandwidth" is what a pass read of its weights (codes, scales, zero points) by the time it took,
+as a share of the machine's read bandwidth, which native code measures on as many threads in the same turns.
 
 llama.cpp's kernels are ggml's `MUL_MAT` on one graph of all matrices. They come with `pip install llama-cpp-python`,
 or from a folder given; without them these rows are left out, and it is said why. Its types store more than their name
