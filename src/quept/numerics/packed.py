@@ -328,7 +328,7 @@ def _dense_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tenso
 
 @cache
 def _multiplied_in(dtype: torch.dtype) -> torch.dtype:
-    """What a CPU multiplies in: float32, unless it has instructions for bfloat16, which is six times as slow without."""
+    """What a CPU multiplies in: float32, unless it has instructions for bfloat16, six times as slow without them."""
     fast = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return dtype if dtype == fast else torch.float32
 
