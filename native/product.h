@@ -194,19 +194,30 @@ INLINE void multiply_row(const uint8_t *row, ptrdiff_t blocks, const int8_t *con
     for (int token = 0; token < count; ++token) lanes[token] = total[token];
 }
 
-// The scale and zero point of eight units, from `unit` on.
+// The scale and zero point, less what codes count from, of eight units from `unit` on.
+template <int bits>
 INLINE void units_of(const Packed &weight, ptrdiff_t row, ptrdiff_t unit, Eight *scale, Eight *zero_point) {
-    Half scales[SUMS] = {};
-    float zeros[SUMS] = {};
-    const ptrdiff_t start = row * weight.groups;
-    for (int lane = 0; lane < SUMS; ++lane) {
-        const ptrdiff_t group = (unit + lane) / weight.units_per_group;
-        if (group >= weight.groups) break;
-        scales[lane] = weight.scale[start + group];
-        zeros[lane] = static_cast<float>(weight.zero_point[start + group] - (weight.bits == 8 ? 128 : 0));
+    constexpr int from = bits == 8 ? 128 : 0;
+    const Half *scales = weight.scale + row * weight.groups;
+    const uint8_t *zeros = weight.zero_point + row * weight.groups;
+    if (weight.units_per_group == 1 && unit + SUMS <= weight.groups) {
+        *scale = eight_halves(scales + unit);
+        *zero_point = eight_bytes(zeros + unit) - static_cast<float>(from);
+        return;
     }
-    *scale = eight_halves(scales);
-    *zero_point = load_eight(zeros);
+    Half some[SUMS] = {};
+    float others[SUMS] = {};
+    ptrdiff_t group = unit / weight.units_per_group, left = weight.units_per_group - unit % weight.units_per_group;
+    for (int lane = 0; lane < SUMS && group < weight.groups; ++lane) {
+        some[lane] = scales[group];
+        others[lane] = static_cast<float>(zeros[group] - from);
+        if (--left == 0) {
+            ++group;
+            left = weight.units_per_group;
+        }
+    }
+    *scale = eight_halves(some);
+    *zero_point = load_eight(others);
 }
 
 template <int bits, int per_block, bool several, int count>
@@ -224,7 +235,7 @@ INLINE void product_of_row(const Product &what, ptrdiff_t row, ptrdiff_t token, 
     if constexpr (several)
         for (ptrdiff_t unit = 0; unit < units; unit += SUMS) {
             Eight scale, zero_point;
-            units_of(weight, row, unit, &scale, &zero_point);
+            units_of<bits>(weight, row, unit, &scale, &zero_point);
             const Eight shift = scale * zero_point;
             for (int i = 0; i < count; ++i) {
                 const ptrdiff_t at = (token + i) * units + unit;

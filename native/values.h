@@ -23,6 +23,17 @@ INLINE Eight eight_halves(const Half *from) {
 #endif
 }
 
+INLINE Eight eight_bytes(const uint8_t *from) {
+#if defined(__AVX2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from));
+    return (Eight)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+#else
+    Eight result;
+    for (int lane = 0; lane < SUMS; ++lane) result[lane] = from[lane];
+    return result;
+#endif
+}
+
 INLINE uint16_t as_bfloat16(float value) {
     const uint32_t bits = bits_of<uint32_t>(value);
     return value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
