@@ -43,6 +43,7 @@ from quept.search.subject import IMAGES_PER_BATCH, rows_of, subject_of
 from quept.search.table import Origin, SensitivityTable, model_digest, rank_correlation
 from quept.storage import DTYPES
 
+PLANS = ["sum", "pairs", "pairs, free", "refined"]
 IMAGES = 256  # to measure sensitivities on
 
 
@@ -52,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="text or images to measure sensitivities on")
     parser.add_argument("--test", required=True, help="text or images to judge plans on")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.25, 2.5, 3.0, 3.25, 4.0])
+    parser.add_argument("--plans", nargs="+", choices=PLANS, default=PLANS, help="which to make; default: all")
     parser.add_argument("--samples", type=int, help=f"windows of --data (default: 16), or images ({IMAGES})")
     parser.add_argument("--timed-samples", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=4, help="of refining; default: %(default)s")
@@ -227,8 +229,12 @@ def main() -> None:
         limit = int(bits * main_problem.units + 1e-6)
         if limit < main_problem.least:
             continue  # below the lowest width
-        found = {name: bench.row(name, problem.within(limit)) for name, problem in problems.items()}
-        found["refined"] = bench.row("refined", bench.refined(main_problem, limit))
+        found = {
+            name: bench.row(
+                name, problems[name].within(limit) if name in problems else bench.refined(main_problem, limit)
+            )
+            for name in options.plans
+        }
         lines = {figure: line(uniform, bits, figure) for figure in ("value", "kl")}
         rows.append({"budget": label, "line": lines, "plans": found})
         print(label, {name: round(each["value"], 4) for name, each in found.items()}, flush=True)

@@ -191,7 +191,8 @@ def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model,
         separate = strategy == "per-group"
         streams = [Stream(hidden.clone(), CPU) if separate else one for _ in settings.groups.groups]
         generator, store = torch.Generator().manual_seed(0), StreamStore(2**30, tmp_path, CPU)
-        advance(block, streams, store, settings.groups, settings.merging, generator, 4, bfloat16_bits)
+        training = settings.reconstruction.updated(bfloat16_bits=bfloat16_bits)
+        advance(block, streams, store, settings.groups, settings.merging, generator, 4, training)
         return [stream.read(slice(None)) for stream in streams]
 
     exact, half = moved_on(), moved_on(2, 8)

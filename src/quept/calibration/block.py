@@ -121,13 +121,15 @@ class CalibrationBlock:
             raise RuntimeError(f"{differing[0]} is missing, or has no place")
         self.module.load_state_dict(given, strict=False)
 
-    def run(self, hidden: Tensor, bits: int | None = None) -> Tensor:
+    def run(self, hidden: Tensor, bits: int | None = None, others: Mapping[str, int] | None = None) -> Tensor:
         """The block's output for `(batch, tokens, hidden)` at a width, or (None) at full precision.
 
-        Activations run at the width that the recipe puts beside that of the weights.
+        `others` are linears whose weights have another width, by path. Activations run at the width that the recipe
+        puts beside `bits`.
         """
-        for linear in self.linears.values():
-            linear.bits, linear.activation_bits = bits, self.recipe.activations.beside(bits)
+        for path, linear in self.linears.items():
+            linear.bits = bits if others is None else others.get(path, bits)
+            linear.activation_bits = self.recipe.activations.beside(bits)
         for products in self.products:
             products.bits = self.recipe.activations.beside(bits)
         return self.call(self.module, hidden)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.reconstruct import draw
 from quept.calibration.stream import Stream, StreamStore
 from quept.numerics import merging
-from quept.spec import Merging
+from quept.spec import Merging, Reconstruction
 from quept.widths import BitGroups
 
 
@@ -22,23 +23,28 @@ def advance(
     settings: Merging,
     generator: torch.Generator,
     chunk: int,
-    bfloat16_bits: Sequence[int] = (),
+    training: Reconstruction | None = None,
 ) -> None:
     """Replace each stream, in place, by its block outputs as the merging strategy says.
 
     `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that
-    all entries are the same object. Every sample draws its own width from each group. At the widths in
-    `bfloat16_bits` the linears multiply in bfloat16.
+    all entries are the same object. Every sample draws its own width from each group, and where `training` mixes
+    widths, its own linears at the next higher one. At the widths in its `bfloat16_bits` the linears multiply in
+    bfloat16.
     """
     samples = streams[0].samples
-    drawn = [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
+    training = training or Reconstruction()
+    drawn = [
+        [draw_mixture(block, bits, training, generator) for bits in each]
+        for each in [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
+    ]
 
-    def run(rows: slice, stream: Stream, widths: Sequence[int]) -> Tensor:
-        return _run_each(block, stream.read(rows), widths[rows], bfloat16_bits)
+    def run(rows: slice, stream: Stream, widths: Sequence[Mixture]) -> Tensor:
+        return _run_each(block, stream.read(rows), widths[rows], training.bfloat16_bits)
 
     def run_merged(rows: slice) -> Tensor:
         hidden = streams[0].read(rows)
-        outputs = [_run_each(block, hidden, widths[rows], bfloat16_bits) for widths in drawn]
+        outputs = [_run_each(block, hidden, widths[rows], training.bfloat16_bits) for widths in drawn]
         return merge(torch.stack(outputs), settings, generator)
 
     with block.derived_once():
@@ -48,7 +54,7 @@ def advance(
                     store.rewrite(stream, chunk, partial(run, stream=stream, widths=widths))
             case "single-width":
                 assert settings.single_width is not None
-                alike = [settings.single_width] * samples
+                alike = [Mixture(settings.single_width)] * samples
                 store.rewrite(streams[0], chunk, partial(run, stream=streams[0], widths=alike))
             case _:
                 store.rewrite(streams[0], chunk, run_merged)
@@ -67,13 +73,15 @@ def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Ten
     raise AssertionError(f"{settings.strategy} does not merge outputs")
 
 
-def _run_each(block: CalibrationBlock, hidden: Tensor, widths: Sequence[int], bfloat16_bits: Sequence[int]) -> Tensor:
-    """Run each sample at its own width: one run per width that occurs."""
+def _run_each(
+    block: CalibrationBlock, hidden: Tensor, widths: Sequence[Mixture], bfloat16_bits: Sequence[int]
+) -> Tensor:
+    """Run each sample at its own widths: one run for all that have the same."""
     output: Tensor | None = None  # a block may change the shape of what it is given
-    for bits in sorted(set(widths)):
-        rows = [row for row, width in enumerate(widths) if width == bits]
-        with block.multiplying(torch.bfloat16 if bits in bfloat16_bits else None):
-            states = block.run(hidden[rows], bits)
+    for mixture in sorted(set(widths), key=lambda each: (each.bits, each.others)):
+        rows = [row for row, width in enumerate(widths) if width == mixture]
+        with block.multiplying(torch.bfloat16 if mixture.bits in bfloat16_bits else None):
+            states = block.run(hidden[rows], mixture.bits, dict(mixture.others))
         if output is None:
             output = states.new_empty(len(hidden), *states.shape[1:])
         output[rows] = states

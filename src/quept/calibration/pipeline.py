@@ -180,7 +180,7 @@ class _Run:
                         self.recipe.merging,
                         job.generator(index, "merging"),
                         self.chunk,
-                        self.training.bfloat16_bits,
+                        self.training,
                     )
         self._place_exit(full_precision)
         return errors

@@ -13,6 +13,7 @@ from torch import Tensor
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.clock import Clock
 from quept.calibration.descent import Descent
+from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.objective import Error, Objective
 from quept.calibration.passes import Pass
 from quept.calibration.stream import Stream
@@ -47,6 +48,9 @@ def reconstruct(
     if not steps:
         return
     draws = expected_draws(groups, settings, steps)
+    mixing = torch.Generator().manual_seed(
+        generator.initial_seed() + 1
+    )  # its own: widths that are not mixed train alike
     descent, first, step = (
         Descent(block.linears.values(), block.quantizers, settings, steps, draws),
         dict[int, float](),
@@ -63,12 +67,13 @@ def reconstruct(
                 if not group or not settings.takes_part(index, step):
                     continue
                 bits = draw(group, generator)
+                mixture = draw_mixture(block, bits, settings, mixing)
                 half = bits in settings.bfloat16_bits
                 with clock("forward and backward"):
                     if half not in errors:
                         with _autocast(target, half):
                             errors[half] = objective(target, rows)
-                    loss = _loss(block, stream.read(rows), bits, half, errors[half], forward, step / steps)
+                    loss = _loss(block, stream.read(rows), mixture, half, errors[half], forward, step / steps)
                     value = _finite(loss.item(), block, bits)
                     scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
                     (loss / scale).backward()  # type: ignore[no-untyped-call]
@@ -109,7 +114,7 @@ def draw(group: Sequence[int], generator: torch.Generator) -> int:
 def _loss(
     block: CalibrationBlock,
     hidden: Tensor,
-    bits: int,
+    mixture: Mixture,
     half: bool,
     error: Error,
     forward: Pass,
@@ -117,23 +122,27 @@ def _loss(
 ) -> Tensor:
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
 
+    Linears that the mixture has at another width learn at that one.
+
     Each width's weights are put in place of the derived ones, and where tokens are rounded likewise: while it trains,
     the policy rounds softly, and a compiled pass must not depend on the width. With `half`, matrix products are made in
     bfloat16.
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None
+    bits, others = mixture.bits, dict(mixture.others)
     activation_bits, quantizers = block.recipe.activations.beside(bits), block.quantizers
     try:
         for each in quantizers:
             each.override = None if activation_bits is None else each.grid(activation_bits)
-        for layer in block.linears.values():
-            if layer.trains_softly(bits):
-                layer.override, up = layer.derive_soft(bits)
+        for path, layer in block.linears.items():
+            width = others.get(path, bits)
+            if layer.trains_softly(width):
+                layer.override, up = layer.derive_soft(width)
                 undecided = rounding.undecided(up, sharpness)
                 penalty = undecided if penalty is None else penalty + undecided
             else:
-                layer.override = forward.weight(layer, bits)
+                layer.override = forward.weight(layer, width)
         with block.multiplying(torch.bfloat16 if half else None):
             output = forward(block.call, block.module, hidden)
     finally:

@@ -1,0 +1,35 @@
+"""Letting linears meet what a mixed plan puts beside them: others at a higher width.
+
+A block that is trained and fed at one width alone leans on the others being at that width: its linears make up for the
+errors before them. In a plan that mixes widths those errors are others.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from quept.calibration.block import CalibrationBlock
+from quept.spec import Reconstruction
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A width to run a block at, and the linears that are at another one, each with its own."""
+
+    bits: int
+    others: tuple[tuple[str, int], ...] = ()
+
+
+def draw_mixture(block: CalibrationBlock, bits: int, settings: Reconstruction, generator: torch.Generator) -> Mixture:
+    """What a block runs at where it is to run at `bits`: linears that read one tensor move together.
+
+    Nothing is drawn at widths that are not mixed, and at the highest.
+    """
+    higher = [width for width in block.recipe.bits if width > bits]
+    if bits not in settings.mixed_bits or not higher:
+        return Mixture(bits)
+    sets = [[path for path in paths if path in block.linears] for paths in block.place.architecture.inputs]
+    moved = torch.rand(len(sets), generator=generator) < settings.mixed_share
+    return Mixture(
+        bits, tuple((path, higher[0]) for paths, moves in zip(sets, moved, strict=True) if moves for path in paths)
+    )

@@ -1,0 +1,111 @@
+"""Training and streams in which some linears are at the next higher width."""
+
+import pytest
+import torch
+
+import quept
+from quept.architectures import Place, architecture_of
+from quept.calibration.block import CalibrationBlock
+from quept.calibration.capture import Entrance
+from quept.calibration.merge import advance
+from quept.calibration.mixing import Mixture, draw_mixture
+from quept.calibration.stream import Stream, StreamStore
+from quept.precision import elastic_linears
+from quept.spec import Adapter, Granularity, Reconstruction
+
+CPU = torch.device("cpu")
+
+
+def recipe(**training):
+    quick = Reconstruction(epochs=4, batch_size=4, loss="mse", normalized=True, clipping_start="search", **training)
+    return (
+        quept.load_recipe("best")
+        .with_bits((2, 3, 8))
+        .updated(
+            granularity=Granularity(group_size=16, grouped_bits=(2, 3)),
+            adapter=Adapter(kind="none"),
+            learned_rounding=(2, 3),
+            reconstruction=quick,
+        )
+    )
+
+
+def first_block(model, windows, settings):
+    architecture = architecture_of(model.config.model_type)
+    entrance = Entrance(model, architecture, torch.float32)
+    place = Place.of(architecture, model, 0)
+    call = entrance.calls(windows)[0]
+    module = architecture.block_list(model)[0]
+    return CalibrationBlock(module, place, settings, call, CPU, torch.float32), entrance.hidden_states(windows)
+
+
+def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model, windows):
+    settings = recipe(mixed_bits=(2, 8), mixed_share=0.3)
+    block, _ = first_block(tiny_model("llama"), windows, settings)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(400)]
+    sets = [{"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}, {"self_attn.o_proj"}]
+    sets += [{"mlp.gate_proj", "mlp.up_proj"}, {"mlp.down_proj"}]
+    for mixture in drawn:
+        others = dict(mixture.others)
+        assert set(others.values()) <= {3}
+        assert all(not others.keys() & each or each <= others.keys() for each in sets)
+    for each in sets:
+        assert 0.2 < sum(each <= dict(mixture.others).keys() for mixture in drawn) / 400 < 0.4
+    state = generator.get_state()
+    assert draw_mixture(block, 3, settings.reconstruction, generator) == Mixture(3), "3 bits are not mixed"
+    assert draw_mixture(block, 8, settings.reconstruction, generator) == Mixture(8), "nothing is higher"
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_a_block_runs_with_each_linear_at_the_width_of_the_mixture(tiny_model, windows):
+    block, hidden = first_block(tiny_model("llama"), windows, recipe())
+    others = {"mlp.down_proj": 3, "self_attn.o_proj": 8}
+    with torch.no_grad():
+        mixed = block.run(hidden, 2, others)
+        for path, linear in block.linears.items():
+            linear.override = linear.derive(others.get(path, 2))
+        assert torch.equal(mixed, block.run(hidden, None))
+
+
+def test_streams_of_mixed_widths_alone_are_another(tiny_model, windows, tmp_path):
+    moved_on = {}
+    for share in (0.0, 0.2):
+        settings = recipe(mixed_bits=(2,), mixed_share=share)
+        block, hidden = first_block(tiny_model("llama"), windows, settings)
+        streams = [Stream(hidden.clone(), CPU) for _ in settings.groups.groups]
+        generator, store = torch.Generator().manual_seed(0), StreamStore(2**30, tmp_path, CPU)
+        advance(block, streams, store, settings.groups, settings.merging, generator, 4, settings.reconstruction)
+        moved_on[share] = [stream.read(slice(None)) for stream in streams]
+        at_two = block.run(hidden, 2)
+    assert torch.equal(moved_on[0.0][0], moved_on[0.2][0])
+    assert torch.equal(moved_on[0.0][1], moved_on[0.2][1])
+    assert torch.allclose(moved_on[0.0][2], at_two, atol=1e-6)
+    same = [
+        torch.allclose(one, other, atol=1e-6) for one, other in zip(moved_on[0.0][2], moved_on[0.2][2], strict=True)
+    ]
+    assert 0 < sum(same) < len(same), "every sample draws its own"
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_model, windows, tmp_path_factory):
+    def calibrate(share):
+        out = tmp_path_factory.mktemp("mixed") / "out"
+        settings = recipe(mixed_bits=(2,), mixed_share=share)
+        return quept.load(quept.calibrate(tiny_model("llama"), out, data=windows, recipe=settings).directory)
+
+    return calibrate(0.0), calibrate(0.4)
+
+
+def test_a_mixed_width_and_the_next_learn_otherwise_and_the_rest_the_same_bit_for_bit(calibrated):
+    plain, mixed = map(elastic_linears, calibrated)
+    assert all(torch.equal(plain[path].derive(8), mixed[path].derive(8)) for path in plain)
+    for bits in (2, 3):
+        assert any(not torch.equal(plain[path].derive(bits), mixed[path].derive(bits)) for path in plain)
+
+
+def test_linears_cannot_move_to_a_width_that_does_not_train():
+    best = quept.load_recipe("best")
+    training = best.reconstruction.updated(mixed_bits=(2, 6), mixed_share=0.1)
+    with pytest.raises(ValueError, match=r"mixed_bits has 6, but 7 bits, which linears would move to, do not train"):
+        best.updated(reconstruction=training)
