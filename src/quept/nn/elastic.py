@@ -144,15 +144,15 @@ class ElasticLinear(ElasticWeight):
         if self.bits is None or self.residency is None or not self._has_integers(self.bits, self.activation_bits):
             return False
         assert self.input is not None
-        return self.input.quantizer.override is None and integer.supported(hidden.device)
+        return self.input.quantizer.override is None
 
     def _has_integers(self, bits: int, activation_bits: int | None) -> bool:
-        """Whether these widths can be multiplied as integers, where the device can."""
+        """Whether these widths can be multiplied as integers here."""
         if not (self.execution.integers and self.is_matrix) or activation_bits is None:
             return False
-        if self.scales_per_row(bits) > 1:
+        if self.scales_per_row(bits) > 1 or self.in_features > integer.LARGEST_IN:
             return False
-        return self.input is not None and self.input.has_token_ranges and self.in_features <= integer.LARGEST_IN
+        return self.input is not None and self.input.has_token_ranges and integer.supported(self.device)
 
     def _product(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(hidden, weight, bias)
