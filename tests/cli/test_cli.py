@@ -151,6 +151,7 @@ def test_info_names_widths_recipe_and_origin(workplace, capfd):
         "best",
         "{8} {7} {6} {5} {4} {3} {2}",
         "at 2,3,4 bits",
+        "8 bits, one scale per row",
         "4 x 16 tokens",
         str(workplace / "model"),
     ):
