@@ -152,7 +152,7 @@ def evaluate(folder: Path) -> AccuracyEvaluation:
     """The stored model on the stored test images, at full precision and rounded to nearest."""
     model = ViTForImageClassification.from_pretrained(folder / "model", dtype=torch.float32, local_files_only=True)
     source = load_images(folder / "images" / "test.npz", open_image_processor(folder / "model", model.config))
-    recipe = load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=())
+    recipe = load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=(), store={})
     linears = [name for name, module in model.vit.named_modules() if isinstance(module, nn.Linear)]
     replace_linears(model.vit, "vit", linears, recipe.weight_spec)
     return evaluate_accuracy(model, source.batches(100), (2, 3, 4, 8), calibrated=False, baseline=True)

@@ -37,7 +37,7 @@ def evaluation(processor):
     """Accuracy on the held-out images, with the blocks' weights rounded to nearest."""
     path = builtin.vision_model_path()
     model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    recipe = load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=())
+    recipe = load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=(), store={})
     linears = [name for name, module in model.vit.named_modules() if isinstance(module, torch.nn.Linear)]
     replace_linears(model.vit, "vit", linears, recipe.weight_spec)
     source = load_images(builtin.test_images_path(), processor)

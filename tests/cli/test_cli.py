@@ -150,7 +150,8 @@ def test_info_names_widths_recipe_and_origin(workplace, capfd):
         "llama",
         "best",
         "{8} {7} {6} {5} {4} {3} {2}",
-        "at 2,3,4,8 bits",
+        "at 2,3,4 bits",
+        "8 bits, one scale per row",
         "4 x 16 tokens",
         str(workplace / "model"),
     ):
@@ -219,7 +220,7 @@ MISTAKES = {
     "heads that do not divide": ("calibrate {w}/heads {data} {out}", 2, "heads"),
     "artifact altered": ("info {w}/altered", 1, "altered"),
     "artifact truncated": ("info {w}/cut", 1, "bytes"),
-    "artifact of another version": ("info {w}/newer", 1, "version 2"),
+    "artifact of another version": ("info {w}/newer", 1, "version 3"),
 }
 
 

@@ -185,7 +185,7 @@ def test_a_model_that_does_not_classify_images(tiny_vit, logits):
 def elastic_vit(tiny_vit):
     """The same with the linears of its blocks elastic, and clipped as after a calibration."""
     linears = [name for name, module in tiny_vit.vit.named_modules() if isinstance(module, torch.nn.Linear)]
-    recipe = quept.load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=())
+    recipe = quept.load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=(), store={})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
         for layer in replace_linears(tiny_vit.vit, "vit", linears, recipe.weight_spec).values():

@@ -155,3 +155,53 @@ def test_an_artifact_of_any_dtype_loads_in_any_other(tiny_model, windows, tmp_pa
     assert layer.weight.dtype == layer.current_weight().dtype == held
     assert {value.dtype for value in layer.learned().values()} == {torch.float32}
     assert torch.isfinite(model(windows).logits).all()
+
+
+# In a store
+
+
+@pytest.fixture
+def store(tiny_model, windows, tmp_path):
+    best = quept.load_recipe("best").with_bits((2, 5, 8))
+    training = best.reconstruction.updated(epochs=0, clipping_start=4.0)
+    recipe = best.updated(adapter=best.adapter.updated(rank=2), reconstruction=training)
+    quept.calibrate(tiny_model("llama"), tmp_path / "store", data=windows, recipe=recipe)
+    return tmp_path / "store"
+
+
+def set_first(name: str, value: float) -> Any:
+    return lambda tensors: tensors[f"{UP}.{name}"].view(-1)[:1].fill_(value)
+
+
+STORED = {
+    "a master in floats": (lambda t: t.update({f"{UP}.store.master": t[f"{UP}.store.master"].float()}), "int8"),
+    "a code that has no opposite": (set_first("store.master", -128), "-128"),
+    "an infinite scale": (set_first("store.master_scale", float("inf")), "infinity"),
+    "a huge scale": (set_first("store.master_scale", 1e30), "beyond"),
+    "a scale of zero": (set_first("store.master_scale", 0.0), "above zero"),
+    "a negative scale": (set_first("store.adapter_scale", -1.0), "above zero"),
+    "a denormal scale": (set_first("store.adapter_scale", 1e-40), "above zero"),
+    "a scale that is NaN": (set_first("store.adapter_scale", float("nan")), "NaN"),
+    "a wide scale": (
+        lambda t: t.update({f"{UP}.store.master_scale": t[f"{UP}.store.master_scale"].float()}),
+        "bfloat16",
+    ),
+    "shares of another width": (
+        lambda t: t.update({f"{UP}.store.shares.8": t[f"{UP}.store.shares.5"].clone()}),
+        "no place",
+    ),
+    "half an adapter": (lambda t: t.pop(f"{UP}.store.down"), "lacks"),
+    "shares of fewer rows": (
+        lambda t: t.update({f"{UP}.store.shares.2": t[f"{UP}.store.shares.2"][:, 1:].clone()}),
+        "shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_no_store_holds_is_refused_in_one_line(store, name):
+    change, words = STORED[name]
+    change_tensors(store, change)
+    with pytest.raises(CorruptArtifact, match=words) as caught:
+        quept.load(store)
+    assert "\n" not in str(caught.value)

@@ -25,8 +25,11 @@ def nearest(
     quantizers = quantizers_of(layers, products)
     try:
         for layer in layers:
-            layer.override = None if bits is None else layer.nearest(bits)
-            layer.bits, layer.activation_bits = bits, activation_bits
+            if bits is None:
+                layer.bits = None
+            else:
+                layer.override = layer.nearest(bits)
+            layer.activation_bits = activation_bits
         for each in products:
             each.bits = activation_bits
         if activation_bits is not None:

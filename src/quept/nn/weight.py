@@ -156,7 +156,7 @@ class ElasticWeight(nn.Module):
 
     def derive(self, bits: int) -> Tensor:
         """The dequantized weight at `bits`, `(out, in)` in the layer's dtype; differentiable."""
-        if bits == self.master_bits:
+        if self._is_master(bits):
             return self._join(self._master())
         return self._join(affine.fake_quantize(*self._plan(bits)))
 
@@ -171,7 +171,7 @@ class ElasticWeight(nn.Module):
     def codes(self, bits: int) -> tuple[Tensor, affine.Grid]:
         """The integer codes at `bits`, `(out, groups, inputs)` uint8, and their grid."""
         with torch.no_grad():
-            if bits == self.master_bits:
+            if self._is_master(bits):
                 return self._master_codes(bits)
             grouped, to, offset = self._plan(bits)
             return affine.codes(grouped, to, offset), to
@@ -182,7 +182,7 @@ class ElasticWeight(nn.Module):
         At the width of a stored master, the master, which is rounded to nearest.
         """
         with torch.no_grad():
-            if bits == self.master_bits:
+            if self._is_master(bits):
                 return self.derive(bits)
             master = self._master()
             grouped = self._split(master if self.input_scale is None else master / self.input_scale, bits)
@@ -356,6 +356,10 @@ class ElasticWeight(nn.Module):
 
     def _inputs_per_scale(self, bits: int) -> int:
         return self.spec.inputs_per_scale(bits, self.in_features)
+
+    def _is_master(self, bits: int) -> bool:
+        """Whether a width is the master's, which is stored as it is."""
+        return self.store is not None and bits == self.master_bits
 
     def _is_symmetric(self, bits: int) -> bool:
         return bits in self.spec.granularity.symmetric_bits

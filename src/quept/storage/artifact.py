@@ -174,11 +174,12 @@ def open_skeleton(directory: str | Path, manifest: Manifest) -> Any:
 def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None, verify: bool) -> None:
     """Give the skeleton its weights, after checking every name, shape and dtype, and cast what is not learned.
 
-    Beside the dtype that is expected, float32 is allowed outside the linears: some models keep a few norms in it.
+    Beside the dtype that is expected, float32 is allowed outside the linears, and of nothing that was learned: some
+    models keep a few norms in it.
     """
     layers = elastic_linears(model)
-    linears = {f"{path}.weight" for path in layers}
     learned = learned_names(model)
+    exact = {f"{path}.weight" for path in layers} | learned
     expected = stored_tensors(model)
     # Artifacts from before keys were centred have none of these, and zero means not at all.
     optional = {f"{path}.{ATTRIBUTE}.center" for path in key_values(model)}
@@ -190,7 +191,7 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
         )
     for name, tensor in tensors.items():
         place = expected[name]
-        wide = tensor.dtype == torch.float32 and name not in linears
+        wide = tensor.dtype == torch.float32 and name not in exact
         if tensor.shape != place.shape or not (tensor.dtype == place.dtype or wide):
             raise CorruptArtifact(
                 f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place is {place.dtype} of "
