@@ -4,7 +4,7 @@
 
 For each width three models: the simulation (dense weights), packed weights with activations as they come, and with
 activations rounded on the way. Tokens run in pieces so small that they count as few, as when they are generated, with
-a cache; all three run the same pieces. "Logits" is the largest difference to the simulation's over the largest of these.
+a cache; all three run the same pieces. "Logits" is the largest difference to the simulation, over its largest logit.
 """
 
 import argparse
