@@ -1,4 +1,8 @@
 // The kernels for one set of instructions. Compiled once for each, with the name of the path in QUEPT_PATH.
+#if defined(__F16C__)
+#include <cpuid.h>
+#endif
+
 #include "product.h"
 #include "rebuild.h"
 #include "rotation.h"
@@ -8,6 +12,14 @@
 
 namespace {
 
+#if defined(__F16C__)
+// Not every compiler that is supported knows this one by name.
+bool has_float16() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool runs_here() {
 #if defined(__AVX512F__)
 #if defined(__AVX512VNNI__)
@@ -15,9 +27,9 @@ bool runs_here() {
 #endif
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           has_float16();
 #elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_float16();
 #else
     return true;
 #endif
