@@ -143,7 +143,7 @@ def unseen(model: Any, options: argparse.Namespace, processor: Any, amount: dict
         seen = {sample.numpy().tobytes() for sample in draw(manifest.provenance.seed)}
     except InvalidInput:
         seen = set()  # too little for a calibration, so none was made with it
-    drawn = draw(0, **{**amount, "samples": 2 * amount["samples"]})
+    drawn = draw(manifest.provenance.seed + 1, **{**amount, "samples": 2 * amount["samples"]})
     chosen = [sample for sample in drawn if sample.numpy().tobytes() not in seen][: amount["samples"]]
     if len(chosen) < amount["samples"]:
         raise SystemExit(f"The calibration was made with nearly all of {options.data}; give other --data.")
