@@ -28,7 +28,9 @@ import quept
 from quept.architectures import architecture_of
 from quept.architectures.checkpoint import open_tokenizer, read_config
 from quept.architectures.images import open_image_processor
-from quept.data import digest, load_images, token_stream, token_windows
+from quept.calibration.samples import source_of
+from quept.data import digest, load_images, token_stream
+from quept.errors import InvalidInput
 from quept.evaluation import classifier, compare, perplexity
 from quept.files import read_json, replacing, write_json
 from quept.plan import PrecisionPlan
@@ -50,7 +52,11 @@ IMAGES = 256  # to measure sensitivities on
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", required=True)
-    parser.add_argument("--data", required=True, help="text or images to measure sensitivities on")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="text or images to measure sensitivities on, of which what the calibration saw is left out",
+    )
     parser.add_argument("--test", required=True, help="text or images to judge plans on")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.25, 2.5, 3.0, 3.25, 4.0])
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=PLANS, help="which to make; default: all")
@@ -95,8 +101,8 @@ class Reader:
         tokenizer = open_tokenizer(options.artifact)
         self.tokens = token_stream(options.test, tokenizer, max_tokens=options.test_tokens)
         self.amount = f"{len(self.tokens)} tokens"
-        self.samples = token_windows(
-            options.data, tokenizer, samples=options.samples or 16, sequence_length=self.length, seed=0
+        self.samples = unseen(
+            model, options, tokenizer, {"samples": options.samples or 16, "sequence_length": self.length}
         )
 
     def verdict(self) -> Verdict:
@@ -114,7 +120,7 @@ class Viewer:
         processor = open_image_processor(options.artifact, read_config(options.artifact))
         self.batches = list(load_images(options.test, processor).batches(250))
         self.amount = f"{sum(len(pixels) for pixels, _ in self.batches)} images"
-        self.samples = load_images(options.data, processor).take(options.samples or IMAGES, seed=0).pixels
+        self.samples = unseen(model, options, processor, {"samples": options.samples or IMAGES})
         with at_precision(model, None), torch.inference_mode():
             self.expected = [classifier(model)(pixels) for pixels, _ in self.batches]
 
@@ -123,6 +129,25 @@ class Viewer:
         expected = iter(self.expected)
         found = compare(lambda pixels: next(expected), classifier(self.model), self.batches)
         return Verdict(100 * (1 - found.accuracy.top1), 100 * found.lost_error, found.kl)
+
+
+def unseen(model: Any, options: argparse.Namespace, processor: Any, amount: dict[str, int]) -> Tensor:
+    """Samples of --data that the calibration was not made with: on those a model does better than on others."""
+    manifest, source = model.quept_manifest, source_of(model.config)
+
+    def draw(seed: int, **data: int) -> Tensor:
+        recipe = manifest.recipe.updated(data=manifest.recipe.data.updated(**data))
+        return source.draw(options.data, processor, model.config, recipe, seed, False, print)
+
+    try:
+        seen = {sample.numpy().tobytes() for sample in draw(manifest.provenance.seed)}
+    except InvalidInput:
+        seen = set()  # too little for a calibration, so none was made with it
+    drawn = draw(manifest.provenance.seed + 1, **{**amount, "samples": 2 * amount["samples"]})
+    chosen = [sample for sample in drawn if sample.numpy().tobytes() not in seen][: amount["samples"]]
+    if len(chosen) < amount["samples"]:
+        raise SystemExit(f"The calibration was made with nearly all of {options.data}; give other --data.")
+    return torch.stack(chosen)
 
 
 class Bench:

@@ -33,7 +33,7 @@ def sensitivity(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
     data: Annotated[
         str,
-        typer.Option(help="Text or images, as for quept calibrate."),
+        typer.Option(help="Text or images, as for quept calibrate; better other ones than it was given."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table, a JSON file.")],
     metric: Annotated[
