@@ -119,7 +119,8 @@ class SensitivityTable(Value):
 
 def model_digest(manifest: Any) -> str:
     """What tells an artifact from others, also once it was saved again: how it was made, and what that led to."""
-    made = manifest.model_dump(mode="json", exclude={"files", "dtype"})
+    # Defaults left out: a setting that later releases add must not make an artifact another one.
+    made = manifest.model_dump(mode="json", exclude={"files", "dtype"}, exclude_defaults=True)
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
