@@ -36,7 +36,9 @@ def first_block(model, windows, settings):
     place = Place.of(architecture, model, 0)
     call = entrance.calls(windows)[0]
     module = architecture.block_list(model)[0]
-    return CalibrationBlock(module, place, settings, call, CPU, torch.float32), entrance.hidden_states(windows)
+    block = CalibrationBlock(module, place, settings, call, CPU, torch.float32)
+    block.round_to_stored()
+    return block, entrance.hidden_states(windows)
 
 
 def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model, windows):
