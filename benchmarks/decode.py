@@ -203,8 +203,7 @@ def llama_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
 def worker(options: argparse.Namespace, engine: str) -> Iterator[Callable[[str], tuple[list[float], int]]]:
     """An engine in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", engine]
-    # Threads that wait must sleep, not spin: the other engine has its turn.
-    settings = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "passive"}
+    settings = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings) as process:
         assert process.stdin is not None
         assert process.stdout is not None

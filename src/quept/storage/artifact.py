@@ -88,9 +88,8 @@ def load(
     if memory_budget is None:
         dense = sum(layer.numel * layer.dtype.itemsize for layer in layers)
         memory_budget = 2 * (resident_bytes(model, MAX_BITS) if execution.packed else dense)
-    for layer in layers:
-        if layer.is_stored:
-            page_out(layer.parameters())  # checking read them; they are needed again when a width is rebuilt
+    if execution.packed:
+        page_out(model.parameters())  # checking read them; most are needed again only when a width is rebuilt
     keep_derived_weights(model, memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
