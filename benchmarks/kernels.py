@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from quept import ops
 from quept.numerics import blocks, planes
 from quept.numerics.packed import PackedWeight, packed_linear, rebuild
+from quept.numerics.paging import empty_bytes
 from quept.numerics.stored import StoredWeight
 
 WIDTHS = range(2, 9)
@@ -241,7 +242,8 @@ def main() -> None:
     if why:
         print(f"Without llama.cpp: {why}.")
     ggml = None if folder is None else Ggml(folder)
-    pool = torch.randint(-(2**63), 2**63 - 1, (arguments.megabytes * 2**17,)).view(torch.uint8)
+    words = torch.randint(-(2**63), 2**63 - 1, (1, arguments.megabytes * 2**17))
+    pool = empty_bytes(1, arguments.megabytes * 2**20).copy_(words.view(torch.uint8)).flatten()  # as weights lie
     results = []
     for each in arguments.shapes:
         rows, columns = (int(size) for size in each.split("x"))

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from quept.nn.execution import Execution
 from quept.nn.inputs import ElasticInput
-from quept.nn.paging import page_out
 from quept.nn.residency import DerivedWeights, Key, Sized
 from quept.nn.weight import ElasticWeight
 from quept.numerics import affine, integer
 from quept.numerics.packed import PackedWeight, packed_linear, rebuild
+from quept.numerics.paging import page_out
 from quept.numerics.stored import StoredWeight
 from quept.spec import WeightSpec
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from quept.numerics import affine, blocks
 from quept.numerics.blocks import BLOCK
+from quept.numerics.paging import empty_bytes
 from quept.numerics.stored import StoredWeight
 from quept.ops import available, packed
 
@@ -114,9 +115,10 @@ class PackedWeight:
             row_scale = scale.flatten().contiguous()
         else:
             half, row_scale = _halves(codes, scale, zero_point, inputs_per_scale)
-        return cls(
-            (out_features, in_features), bits, inputs_per_scale, blocks.pack(codes, bits), half, row_scale, zero_point
-        )
+        found = blocks.pack(codes, bits)
+        if found.device.type == "cpu":
+            found = empty_bytes(*found.shape).copy_(found)
+        return cls((out_features, in_features), bits, inputs_per_scale, found, half, row_scale, zero_point)
 
     @property
     def groups(self) -> int:
@@ -204,7 +206,7 @@ def _empty(shape: tuple[int, int], bits: int, inputs_per_scale: int) -> PackedWe
     """A weight without content yet."""
     out_features, in_features = shape
     groups = affine.groups_per_row(in_features, inputs_per_scale)
-    codes = torch.empty(out_features, blocks.bytes_per_row(in_features, bits), dtype=torch.uint8)
+    codes = empty_bytes(out_features, blocks.bytes_per_row(in_features, bits))
     scale = None if groups == 1 else torch.empty(out_features, groups, dtype=torch.float16)
     row_scale = torch.empty(out_features, dtype=torch.float32)
     zero_point = torch.empty(out_features, groups, dtype=torch.uint8)

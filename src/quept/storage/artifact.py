@@ -17,8 +17,8 @@ from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
 from quept.nn import ElasticLinear, Execution, learned_names, stored_tensors
-from quept.nn.paging import page_out
 from quept.nn.size import resident_bytes
+from quept.numerics.paging import page_out
 from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
 from quept.spec import Recipe
 from quept.storage.checks import fault

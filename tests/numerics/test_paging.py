@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from quept.nn.paging import page_out
+from quept.numerics.paging import HUGE_PAGE, empty_bytes, page_out
 
 
 def resident_file_pages():
@@ -40,3 +40,15 @@ def test_what_was_written_stays_and_small_tensors_are_left_alone(tmp_path):
     assert mapped.sum() == 10000
     assert torch.equal(own, torch.arange(2**20))
     assert small.sum() == 3
+
+
+@pytest.mark.parametrize(("rows", "width"), [(0, 5), (3, 7), (1, HUGE_PAGE), (5, HUGE_PAGE // 2 + 1)])
+def test_room_for_bytes_is_theirs_alone(rows, width):
+    first, second = empty_bytes(rows, width), empty_bytes(rows, width)
+    first.fill_(1)
+    second.fill_(2)
+    assert first.shape == (rows, width)
+    assert first.is_contiguous()
+    assert (first == 1).all()
+    assert (second == 2).all()
+    assert first.clone().untyped_storage().nbytes() == rows * width, "a copy takes no more than it needs"
