@@ -3,9 +3,12 @@
 #include <cpuid.h>
 #endif
 
+#include "rotation.h"
+
+#if !defined(__AVX512F__)
 #include "product.h"
 #include "rebuild.h"
-#include "rotation.h"
+#endif
 
 #define TEXT_OF(name) #name
 #define NAME_OF(name) TEXT_OF(name)
@@ -22,9 +25,6 @@ bool has_float16() {
 
 bool runs_here() {
 #if defined(__AVX512F__)
-#if defined(__AVX512VNNI__)
-    if (!__builtin_cpu_supports("avx512vnni")) return false;
-#endif
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
            has_float16();
@@ -35,6 +35,7 @@ bool runs_here() {
 #endif
 }
 
+#if !defined(__AVX512F__)
 uint64_t read(const void *from, ptrdiff_t bytes) {
     const uint8_t *at = static_cast<const uint8_t *>(from);
     Set64 sums[8] = {};
@@ -50,8 +51,14 @@ uint64_t read(const void *from, ptrdiff_t bytes) {
         for (int lane = 0; lane < 4; ++lane) total += each[lane];
     return total;
 }
+#endif
 
 }  // namespace
 
-const quept::Kernels quept::QUEPT_PATH = {NAME_OF(QUEPT_PATH), runs_here, quantize, rotate, finish,
-                                          round_blocks, product, rebuild, dense, read};
+#if defined(__AVX512F__)
+#define OF_PACKED_WEIGHTS nullptr, nullptr, nullptr, nullptr, nullptr
+#else
+#define OF_PACKED_WEIGHTS round_blocks, product, rebuild, dense, read
+#endif
+
+const quept::Kernels quept::QUEPT_PATH = {NAME_OF(QUEPT_PATH), runs_here, quantize, rotate, finish, OF_PACKED_WEIGHTS};

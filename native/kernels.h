@@ -147,6 +147,7 @@ struct Kernels {
     // `scratch` holds scratch_for(width) floats, aligned to 64 bytes.
     void (*rotate)(const Rows &, const Rotated &, ptrdiff_t first, ptrdiff_t last, float *scratch);
     void (*finish)(const Finished &, ptrdiff_t first, ptrdiff_t last);
+    // Of packed weights; null for AVX-512, where AVX2's are called.
     void (*round_blocks)(const Rows &, const BlockTokens &, ptrdiff_t first, ptrdiff_t last);
     // Of rows of the weight; `scratch` holds TOGETHER * padded_units floats.
     void (*product)(const Product &, ptrdiff_t first, ptrdiff_t last, float *scratch);
@@ -170,7 +171,6 @@ extern const Kernels portable;
 #ifdef QUEPT_X86
 extern const Kernels avx2;
 extern const Kernels avx512;
-extern const Kernels avx512vnni;
 #endif
 
 }  // namespace quept

@@ -23,7 +23,6 @@ namespace {
 // Best first.
 const Kernels *const KNOWN[] = {
 #ifdef QUEPT_X86
-    &avx512vnni,
     &avx512,
     &avx2,
 #endif

@@ -18,6 +18,14 @@ namespace {
 // Values below which handing rows to other threads takes longer than doing them.
 constexpr ptrdiff_t ENOUGH_ROUNDED = 1 << 16, ENOUGH_MULTIPLIED = 1 << 17, ENOUGH_REBUILT = 1 << 14;
 
+// AVX2's where the processor has AVX-512: products wait for memory, not for wider vectors.
+const Kernels &kernels_of_packed() {
+#ifdef QUEPT_X86
+    if (&kernels() == &avx512) return avx2;
+#endif
+    return kernels();
+}
+
 ptrdiff_t blocks_of(ptrdiff_t in) { return (in + BLOCK - 1) / BLOCK; }
 
 // The weight, and how its inputs are shared out over scales.
@@ -56,7 +64,7 @@ void multiply(const PackedWeight &weight, uintptr_t values, int type, ptrdiff_t 
     const Type held = static_cast<Type>(type);
     const Rows from{at<const void>(values), held, stride, weight.in};
     const Product what{&weight, &tokens, count, at<const void>(bias), at<void>(result), held};
-    const Kernels &path = kernels();
+    const Kernels &path = kernels_of_packed();
     auto round = [&](ptrdiff_t first, ptrdiff_t last, int) { path.round_blocks(from, tokens, first, last); };
     for_rows(count, threads_for(count * weight.in, ENOUGH_ROUNDED, threads), round);
     auto work = [&](ptrdiff_t first, ptrdiff_t last, int thread) {
@@ -71,7 +79,7 @@ void dense(const PackedWeight &weight, ptrdiff_t first_row, ptrdiff_t rows, uint
     const int many = threads_for(rows * weight.in, ENOUGH_REBUILT, threads);
     float *scratch = scratch_of(many * each);
     const Dense to{first_row, at<void>(result), static_cast<Type>(type)};
-    const Kernels &path = kernels();
+    const Kernels &path = kernels_of_packed();
     auto work = [&](ptrdiff_t first, ptrdiff_t last, int thread) {
         path.dense(weight, to, first, last, scratch + thread * each);
     };
@@ -100,7 +108,7 @@ void rebuild(const PackedWeight &weight, bool symmetric, uintptr_t master, uintp
     const Rebuilt to{const_cast<uint8_t *>(weight.codes), const_cast<Half *>(weight.scale),
                      const_cast<float *>(weight.row_scale), const_cast<uint8_t *>(weight.zero_point),
                      weight.bits, weight.inputs_per_scale, weight.groups, symmetric};
-    const Kernels &path = kernels();
+    const Kernels &path = kernels_of_packed();
     auto work = [&](ptrdiff_t first, ptrdiff_t last, int thread) {
         path.rebuild(stored, to, first, last, scratch + kept + thread * each);
     };
@@ -117,7 +125,7 @@ std::pair<double, uint64_t> read_bandwidth(ptrdiff_t bytes, int passes, int thre
     };
     constexpr ptrdiff_t words = STRETCH / sizeof(uint64_t);
     const std::unique_ptr<uint64_t[], Aligned> memory(new (std::align_val_t{4096}) uint64_t[stretches * words]);
-    const Kernels &path = kernels();
+    const Kernels &path = kernels_of_packed();
     auto fill = [&](ptrdiff_t first, ptrdiff_t last, int) {
         for (ptrdiff_t i = first * words; i < last * words; ++i) memory[i] = static_cast<uint64_t>(i);
     };

@@ -97,25 +97,7 @@ void round_blocks(const Rows &from, const BlockTokens &to, ptrdiff_t first, ptrd
 // How many products of pairs, each of a code below 2**bits and one of an activation, sum within int16.
 constexpr int within_int16(int bits) { return bits <= 5 ? 4 : bits == 6 ? 2 : 1; }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-
-template <int bits, int count>
-INLINE Sums dot(const Set *sets, const int8_t *codes) {
-    __m256i total = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int set = 0; set < count; ++set) {
-        __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes + set * LANES_OF_SET));
-        __m256i weight = (__m256i)sets[set];
-        if constexpr (bits == 8) {
-            code = _mm256_sign_epi8(code, weight);
-            weight = _mm256_abs_epi8(weight);
-        }
-        total = _mm256_dpbusd_epi32(total, weight, code);
-    }
-    return (Sums)total;
-}
-
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 
 template <int bits, int count>
 INLINE Sums dot(const Set *sets, const int8_t *codes) {

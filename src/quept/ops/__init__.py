@@ -5,8 +5,7 @@ PyTorch's custom operators some twenty. Where a compiler looks on, `numerics` ha
 same.
 
 `QUEPT_NATIVE` in the environment chooses: `0` runs PyTorch's operations instead, and the name of a path (`portable`,
-`avx2`, `avx512`, `avx512vnni`) that path; otherwise the widest that the processor has is taken. `python -m quept.ops`
-says what runs.
+`avx2`, `avx512`) that path; otherwise the widest that the processor has is taken. `python -m quept.ops` says what runs.
 """
 
 from quept.ops.extension import ENVIRONMENT, REVISION, absence, available, describe, paths, using
