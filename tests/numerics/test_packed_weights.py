@@ -196,3 +196,16 @@ def test_what_is_stored_has_to_fit():
         StoredWeight(**(fields | {"up": None}))
     with pytest.raises(ValueError, match="shares is"):
         rebuild(store, 4, 64, False)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 172), (2, 256)])
+def test_a_master_is_packed_as_its_codes_are(shape):
+    generator = torch.Generator().manual_seed(0)
+    master = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+    scale = (torch.rand(shape[0], 1, generator=generator) + 0.1).to(torch.bfloat16)
+    codes = (master.to(torch.int16) + 128).to(torch.uint8)
+    expected = PackedWeight.of(codes, scale.float(), torch.full((shape[0], 1), 128.0), 8, shape[1])
+    found = PackedWeight.of_master(master, scale)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.row_scale, expected.row_scale)
+    assert torch.equal(found.zero_point, expected.zero_point)

@@ -102,6 +102,8 @@ class ElasticLinear(ElasticWeight):
             inputs = self._inputs_per_scale(bits)
             if self.rebuilds(bits):
                 packed = rebuild(StoredWeight(*self.stored_weight(bits)), bits, inputs, self._is_symmetric(bits))
+            elif self.store is not None and self.packs_master(bits):
+                packed = PackedWeight.of_master(self.store.master, self.store.master_scale)
             else:
                 codes, grid = self.codes(bits)
                 flat = affine.join_groups(codes, self.in_features)

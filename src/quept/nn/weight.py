@@ -121,6 +121,12 @@ class ElasticWeight(nn.Module):
             return False
         return self.spec.adapter.entry == "weight" or not self.has_adapter(bits)
 
+    def packs_master(self, bits: int) -> bool:
+        """Whether a width is the stored master as it is: 8 bits with a scale per row, on a CPU."""
+        return (
+            self.is_stored and bits == self.master_bits and self.scales_per_row(bits) == 1 and self.device.type == "cpu"
+        )
+
     def master(self) -> Tensor:
         """The master weight, `(out, in)` in the layer's dtype; out of a store it is made anew at every call."""
         return self.weight if self._kept is None else self._join(self._master())

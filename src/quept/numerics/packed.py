@@ -120,6 +120,17 @@ class PackedWeight:
             found = empty_bytes(*found.shape).copy_(found)
         return cls((out_features, in_features), bits, inputs_per_scale, found, half, row_scale, zero_point)
 
+    @classmethod
+    def of_master(cls, master: Tensor, scale: Tensor) -> "PackedWeight":
+        """From int8 codes `(out, in)` with a scale per row, `(out, 1)`: what `of` makes of them, counted from 128."""
+        out_features, in_features = master.shape
+        codes = empty_bytes(out_features, blocks.bytes_per_row(in_features, 8))
+        codes[:, in_features:] = 0
+        torch.bitwise_xor(master.view(torch.uint8), 128, out=codes[:, :in_features])
+        zero_point = torch.full((out_features, 1), 128, dtype=torch.uint8)
+        row_scale = scale.to(torch.float32).flatten().contiguous()
+        return cls((out_features, in_features), 8, in_features, codes, None, row_scale, zero_point)
+
     @property
     def groups(self) -> int:
         """Scales per row."""
