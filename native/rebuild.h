@@ -16,9 +16,7 @@ using quept::Stored;
 constexpr float INTEGER = 12582912.0f;  // adding it leaves an integer in the lowest bits, halves to even
 
 INLINE Floats lower(Floats a, Floats b) {
-#if defined(__AVX512F__)
-    return _mm512_min_ps(a, b);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     return _mm256_min_ps(a, b);
 #else
     return a < b ? a : b;
@@ -26,9 +24,7 @@ INLINE Floats lower(Floats a, Floats b) {
 }
 
 INLINE Floats higher(Floats a, Floats b) {
-#if defined(__AVX512F__)
-    return _mm512_max_ps(a, b);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     return _mm256_max_ps(a, b);
 #else
     return a > b ? a : b;
@@ -36,9 +32,7 @@ INLINE Floats higher(Floats a, Floats b) {
 }
 
 INLINE Floats floats_of(const int8_t *from) {
-#if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
 #else
     Floats result;
@@ -48,9 +42,7 @@ INLINE Floats floats_of(const int8_t *from) {
 }
 
 INLINE Floats floats_of(const uint8_t *from) {
-#if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
 #else
     Floats result;
@@ -68,9 +60,7 @@ INLINE Floats first_floats_of(const T *from, ptrdiff_t count) {
 
 // The sum of the products of two neighbours.
 INLINE Ints pair_products(Shorts a, Shorts b) {
-#if defined(__AVX512F__)
-    return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
     return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);

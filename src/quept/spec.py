@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from quept.weights import Adapter, AdapterEntry, AdapterKind, Granularity, Store, WeightSpec
+from quept.weights import LARGEST_RANK, Adapter, AdapterEntry, AdapterKind, Granularity, Store, WeightSpec
 from quept.widths import BitGroups, Value, Width, covering, parse_bits
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
 MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
 Loss = Literal["mae", "mse"]
 RangeStart = Literal["min-max", "percentile", "search"]
-MAX_STORED_RANK = 1024  # products of two 7-bit factors still sum exactly in float32
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -255,8 +254,8 @@ class Recipe(Value):
                 f"at {self.store.master_bits} bits the store's master is used as it is; leave that width out of "
                 "learned_rounding and adapter.bits"
             )
-        if self.store.master_bits and self.adapter.total_rank(self.groups) > MAX_STORED_RANK:
-            raise ValueError(f"with store.master_bits the ranks of all groups may sum to {MAX_STORED_RANK} at most")
+        if self.store.master_bits and self.adapter.total_rank(self.groups) > LARGEST_RANK:
+            raise ValueError(f"with store.master_bits the ranks of all groups may sum to {LARGEST_RANK} at most")
         enabled = [name for name in ("smoothing", "rotation", "reparameterization") if getattr(self, name).enabled]
         if len(enabled) > 1:
             raise ValueError(

@@ -10,6 +10,8 @@ from quept.widths import BitGroups, Value, Width
 AdapterKind = Literal["cascade", "shared", "independent", "none"]
 AdapterEntry = Literal["weight", "scale", "rounding"]
 
+LARGEST_RANK = 1024  # of factors in 8 bits: up to it, sums of their products are exact in float32
+
 
 class Granularity(Value):
     """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere.

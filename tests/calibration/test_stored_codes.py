@@ -138,25 +138,18 @@ def test_an_interrupted_store_resumes_to_the_same_bytes(artifact, tiny_model, wi
 
 
 def test_what_a_kernel_rebuilds_from_gives_the_codes(artifact):
-    from quept.numerics import planes
-
     for layer in elastic_linears(quept.load(artifact)).values():
         for bits in (2, 3, 5):
-            master, scale, group, up, down, height, shares, plane = layer.stored_weight(bits)
-            weight = master.float() * scale.float().repeat_interleave(group, 1)[:, : layer.in_features]
-            assert (up is not None) == (bits == 5)
-            assert (plane is not None) == (bits != 5)
-            if up is not None:
-                weight = weight + (up.float() @ down.float()) * height.unsqueeze(1)
-            grouped = affine.split_groups(weight, 16 if bits < 5 else layer.in_features)
-            low, high = ((shares.float() + 1) / 256).unsqueeze(-1)
-            to = affine.grid(grouped, bits, low, high)
-            offset = None
-            if plane is not None:
-                turned = affine.split_groups(planes.unpack(plane, layer.in_features), grouped.shape[-1])
-                offset = planes.plane_offset(grouped, to, turned)
-            assert torch.equal(affine.codes(grouped, to, offset), layer.codes(bits)[0])
-        assert layer.stored_weight(8)[3:] == (None,) * 5
+            stored = layer.stored_weight(bits)
+            assert (stored.up is not None) == (bits == 5)
+            assert (stored.plane is not None) == (bits != 5)
+            codes, scale, zero_point = stored.codes(bits, 16 if bits < 5 else layer.in_features, symmetric=False)
+            expected, grid = layer.codes(bits)
+            assert torch.equal(codes, affine.join_groups(expected, layer.in_features))
+            assert torch.equal(scale, grid.scale.squeeze(-1))
+            assert torch.equal(zero_point, grid.zero_point.squeeze(-1))
+        master = layer.stored_weight(8)
+        assert (master.up, master.down, master.adapter_scale, master.shares, master.plane) == (None,) * 5
 
 
 def test_a_store_of_its_masters_width_alone_has_nothing_to_train(tiny_model, windows, tmp_path):

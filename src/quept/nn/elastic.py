@@ -14,7 +14,6 @@ from quept.nn.weight import ElasticWeight
 from quept.numerics import affine, integer
 from quept.numerics.packed import PackedWeight, packed_linear, rebuild
 from quept.numerics.paging import page_out
-from quept.numerics.stored import StoredWeight
 from quept.spec import WeightSpec
 
 
@@ -101,7 +100,7 @@ class ElasticLinear(ElasticWeight):
         with torch.inference_mode(False), torch.no_grad():
             inputs = self._inputs_per_scale(bits)
             if self.rebuilds(bits):
-                packed = rebuild(StoredWeight(*self.stored_weight(bits)), bits, inputs, self._is_symmetric(bits))
+                packed = rebuild(self.stored_weight(bits), bits, inputs, self._is_symmetric(bits))
             elif self.store is not None and self.packs_master(bits):
                 packed = PackedWeight.of_master(self.store.master, self.store.master_scale)
             else:

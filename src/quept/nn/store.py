@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from quept.numerics import store
 from quept.numerics.affine import groups_per_row
+from quept.numerics.stored import StoredWeight
 from quept.spec import WeightSpec
 
 
@@ -84,20 +85,15 @@ class EightBitStore(nn.Module):
         """The shares of minima and maxima kept at a width, `(2, out, groups_b)` float32."""
         return store.shares(self.shares[str(bits)], self.share_bits(bits))
 
-    def parts(
-        self, bits: int
-    ) -> tuple[Tensor, Tensor, int, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """What a kernel rebuilds a width from: master, its scale and inputs per scale, up, down, their scale, shares.
-
-        Factors are those that the width uses, shares bytes `(2, out, groups_b)`; None where there are none.
-        """
+    def stored_weight(self, bits: int, plane: Tensor | None) -> StoredWeight:
+        """What a kernel rebuilds a width from: the factors that it uses, its shares as bytes, and its plane if any."""
         columns = self.spec.adapter.columns(bits, self.spec.groups)
         up = down = scale = None
         if columns.stop and self.up is not None and self.down is not None:
             up, down, scale = self.up[:, columns].contiguous(), self.down[columns], self.adapter_scale
         kept = self.shares[str(bits)] if bits != self.spec.store.master_bits else None
         shares = None if kept is None else store.byte_shares(kept, self.share_bits(bits))
-        return self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares
+        return StoredWeight(self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares, plane)
 
     def learned(self) -> dict[str, Tensor]:
         """All tensors by name: of the same dtype whatever the model's."""

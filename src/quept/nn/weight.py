@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from quept.errors import InvalidInput
 from quept.nn.store import EightBitStore
 from quept.numerics import affine, planes, ranges, rounding, store
+from quept.numerics.stored import StoredWeight
 from quept.spec import WeightSpec
 
 WHOLE = 20.0  # sigmoid(20) is 1 in float32
@@ -282,14 +283,11 @@ class ElasticWeight(nn.Module):
             self.store = EightBitStore(torch.Size((self.out_features, self.in_features)), self.spec, self.device)
             self._keep_store()
 
-    def stored_weight(
-        self, bits: int
-    ) -> tuple[Tensor, Tensor, int, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """What a kernel rebuilds a width from, in a store: see `EightBitStore.parts`; at the end the plane, or None."""
+    def stored_weight(self, bits: int) -> StoredWeight:
+        """What a kernel rebuilds a width from, in a store."""
         assert self._kept is not None
         self.spec.groups.index(bits)
-        plane = self.planes[str(bits)] if bits in self.spec.learned_rounding else None
-        return *self._kept.parts(bits), plane
+        return self._kept.stored_weight(bits, self.planes[str(bits)] if bits in self.spec.learned_rounding else None)
 
     def _plan(self, bits: int, harden: bool = True) -> tuple[Tensor, affine.Grid, Tensor | None]:
         """What is rounded, onto which grid, and by which offset: the three places where an adapter can enter."""

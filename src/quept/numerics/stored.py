@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quept.numerics import affine, planes
-
-LARGEST_RANK = 1024  # sums of products of int8 are exact in float32 up to it
+from quept.numerics import affine, planes, store
+from quept.weights import LARGEST_RANK
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +63,9 @@ class StoredWeight:
 
     def weight(self) -> Tensor:
         """Master and adapter, `(out, in)` float32."""
-        scale = self.master_scale.to(torch.float32).repeat_interleave(self.master_group, dim=1)[:, : self.shape[1]]
-        weight = self.master.to(torch.float32) * scale
+        weight = store.dense_master(self.master, self.master_scale, self.master_group)
         if self.up is not None and self.down is not None and self.adapter_scale is not None:
-            product = self.up.to(torch.float32) @ self.down.to(torch.float32)
-            weight = weight + product * self.adapter_scale.unsqueeze(1)
+            weight = weight + store.product(self.up, self.down, self.adapter_scale)
         return weight
 
     def codes(self, bits: int, inputs_per_scale: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +75,7 @@ class StoredWeight:
         grouped = affine.split_groups(self.weight(), inputs_per_scale)
         low = high = None
         if self.shares is not None:
-            low, high = ((self.shares.to(torch.float32) + 1) / 256).unsqueeze(-1)
+            low, high = store.shares(self.shares, bits=8).unsqueeze(-1)
         to = affine.grid(grouped, bits, low, high, symmetric)
         offset = None
         if self.plane is not None:
