@@ -28,7 +28,7 @@ from quept.calibration.reconstruct import count_steps
 from quept.data import token_stream
 from quept.evaluation import evaluate_widths
 from quept.files import replacing
-from quept.spec import Recipe
+from quept.spec import Mixing, Recipe
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     yield training("clipping rate 5e-3", clipping_learning_rate=5e-3)
     yield training("mean absolute error", loss="mae")
     yield training("products in bfloat16 at 8 bits as well", bfloat16_bits=(2, 3, 4, 5, 6, 8))
-    yield training("some linears at the next width, at 2 and 3 bits", mixed_bits=(2, 3), mixed_share=0.15)
+    yield training("no widths mixed", mixing=Mixing())
+    yield training("widths mixed in all blocks", mixing=base.reconstruction.mixing.updated(start=0.0))
     yield training("twice the rounding rate", **twice)
     yield training("three times the rounding rate", **thrice)
     yield Variant("parts", "best")

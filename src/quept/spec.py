@@ -22,6 +22,7 @@ __all__ = [
     "Data",
     "Granularity",
     "Merging",
+    "Mixing",
     "Recipe",
     "Reconstruction",
     "Reparameterization",
@@ -131,6 +132,24 @@ class Reparameterization(Value):
     strength: Annotated[float, Field(gt=0, le=1)] | Literal["search"] = 1.0
 
 
+class Mixing(Value):
+    """Training linears beside others at the next higher width, as plans that mix widths run them.
+
+    At the widths in `bits`, in training and when their stream moves on, linears that read one tensor take the next
+    higher width instead with the chance `share`, and learn at that one if it trains: neither is to lean on the others
+    being at its own. Blocks before the depth `start`, a share of all, stay as they are: what comes after them makes up
+    for their errors, so that plans have little to gain there.
+    """
+
+    bits: tuple[Width, ...] = ()
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def chance(self, bits: int, block: int, blocks: int) -> float:
+        """With which chance linears of block number `block` of `blocks` that are to run at a width move up from it."""
+        return self.share if bits in self.bits and block >= self.start * blocks else 0.0
+
+
 class Reconstruction(Value):
     """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details).
 
@@ -138,9 +157,6 @@ class Reconstruction(Value):
     `cadence`, one number per bit group from high to low, lets a group take part in every n-th step only, or with 0 in
     none, which leaves its ranges whole; empty means in all. At the widths in `bfloat16_bits` the linears multiply in
     bfloat16 while they train, and when their stream moves on.
-    At the widths in `mixed_bits`, in training and when their stream moves on, linears that read one tensor take the
-    next higher width instead with the chance `mixed_share`, and learn at that one: neither is to lean on the others
-    being at its own, since plans that mix widths put them at another. What is next must be a width that trains.
 
     Rounding offsets move along their normalised gradient, with steps that fall linearly to zero. Their rate is the
     first step's length, in quantization steps; "auto" is 1.5 over the number of steps that a width takes part in, but
@@ -162,8 +178,7 @@ class Reconstruction(Value):
     normalized: bool = False
     cadence: tuple[Annotated[int, Field(ge=0)], ...] = ()
     bfloat16_bits: tuple[Width, ...] = ()
-    mixed_bits: tuple[Width, ...] = ()
-    mixed_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixing: Mixing = Mixing()
     adapter_learning_rate: LearningRate = 7e-4
     clipping_start: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
     clipping_learning_rate: LearningRate = 2e-2
@@ -267,13 +282,6 @@ class Recipe(Value):
                 f"reconstruction.cadence {list(cadence)} must be {count} numbers, one per bit group from high to low, "
                 "and not all 0"
             )
-        for bits in self.reconstruction.mixed_bits if cadence else ():
-            above = [width for width in self.groups.bits if width > bits]
-            if bits in self.groups.bits and above and not cadence[self.groups.index(above[0])]:
-                raise ValueError(
-                    f"reconstruction.mixed_bits has {bits}, but {above[0]} bits, which linears would move to, do not "
-                    "train (their cadence is 0); leave it out"
-                )
         return self
 
     @property

@@ -1,5 +1,7 @@
 """Training and streams in which some linears are at the next higher width."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from quept.calibration.merge import advance
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.stream import Stream, StreamStore
 from quept.precision import elastic_linears
-from quept.spec import Adapter, Granularity, Reconstruction
+from quept.spec import Adapter, Granularity, Mixing, Reconstruction
 
 CPU = torch.device("cpu")
 
@@ -42,7 +44,7 @@ def first_block(model, windows, settings):
 
 
 def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model, windows):
-    settings = recipe(mixed_bits=(2, 8), mixed_share=0.3)
+    settings = recipe(mixing=Mixing(bits=(2, 8), share=0.3))
     block, _ = first_block(tiny_model("llama"), windows, settings)
     generator = torch.Generator().manual_seed(0)
     drawn = [draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(400)]
@@ -60,6 +62,16 @@ def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model
     assert torch.equal(generator.get_state(), state)
 
 
+def test_blocks_before_the_start_are_not_mixed(tiny_model, windows):
+    settings = recipe(mixing=Mixing(bits=(2,), share=0.5, start=0.5))
+    block, _ = first_block(tiny_model("llama"), windows, settings)
+    generator = torch.Generator().manual_seed(0)
+    assert block.place.blocks == 2
+    assert {draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(20)} == {Mixture(2)}
+    block.place = replace(block.place, index=1)
+    assert len({draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(20)}) > 1
+
+
 def test_a_block_runs_with_each_linear_at_the_width_of_the_mixture(tiny_model, windows):
     block, hidden = first_block(tiny_model("llama"), windows, recipe())
     others = {"mlp.down_proj": 3, "self_attn.o_proj": 8}
@@ -73,7 +85,7 @@ def test_a_block_runs_with_each_linear_at_the_width_of_the_mixture(tiny_model, w
 def test_streams_of_mixed_widths_alone_are_another(tiny_model, windows, tmp_path):
     moved_on = {}
     for share in (0.0, 0.2):
-        settings = recipe(mixed_bits=(2,), mixed_share=share)
+        settings = recipe(mixing=Mixing(bits=(2,), share=share))
         block, hidden = first_block(tiny_model("llama"), windows, settings)
         streams = [Stream(hidden.clone(), CPU) for _ in settings.groups.groups]
         generator, store = torch.Generator().manual_seed(0), StreamStore(2**30, tmp_path, CPU)
@@ -93,7 +105,7 @@ def test_streams_of_mixed_widths_alone_are_another(tiny_model, windows, tmp_path
 def calibrated(tiny_model, windows, tmp_path_factory):
     def calibrate(share):
         out = tmp_path_factory.mktemp("mixed") / "out"
-        settings = recipe(mixed_bits=(2,), mixed_share=share)
+        settings = recipe(mixing=Mixing(bits=(2,), share=share))
         return quept.load(quept.calibrate(tiny_model("llama"), out, data=windows, recipe=settings).directory)
 
     return calibrate(0.0), calibrate(0.4)
@@ -106,8 +118,15 @@ def test_a_mixed_width_and_the_next_learn_otherwise_and_the_rest_the_same_bit_fo
         assert any(not torch.equal(plain[path].derive(bits), mixed[path].derive(bits)) for path in plain)
 
 
-def test_linears_cannot_move_to_a_width_that_does_not_train():
-    best = quept.load_recipe("best")
-    training = best.reconstruction.updated(mixed_bits=(2, 6), mixed_share=0.1)
-    with pytest.raises(ValueError, match=r"mixed_bits has 6, but 7 bits, which linears would move to, do not train"):
-        best.updated(reconstruction=training)
+@pytest.mark.parametrize("bits", [(2, 7), (2, 8)])
+def test_linears_move_to_a_width_that_does_not_train_without_changing_it(bits, tiny_model, windows, tmp_path):
+    def calibrate(share):
+        settings = quept.load_recipe("best").with_bits(bits)
+        training = settings.reconstruction.updated(epochs=2, batch_size=4, mixing=Mixing(bits=(2,), share=share))
+        settings = settings.updated(reconstruction=training)
+        out = tmp_path / str(share)
+        return quept.load(quept.calibrate(tiny_model("llama"), out, data=windows, recipe=settings).directory)
+
+    plain, mixed = map(elastic_linears, map(calibrate, (0.0, 0.6)))
+    assert all(torch.equal(plain[path].derive(bits[1]), mixed[path].derive(bits[1])) for path in plain)
+    assert any(not torch.equal(plain[path].derive(2), mixed[path].derive(2)) for path in plain)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from quept.plan import PrecisionPlan
 from quept.search.table import TABLE_VERSION, Origin, SensitivityTable, model_digest
+from quept.spec import Mixing
 from quept.storage import read_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,6 +57,6 @@ def test_settings_that_are_added_with_a_default_leave_the_digest_of_an_artifact_
     """A table belongs to its artifact also where a later release has more settings in recipes."""
     manifest = read_manifest(GOLDEN.parents[1] / "storage" / "golden", verify=False)
     assert model_digest(manifest) == "fa7e634a6d3d7a0d05bad547fe4f402d5fc5e6f05490357546fa13e045376878"
-    changed = manifest.recipe.reconstruction.updated(mixed_bits=(2,), mixed_share=0.1)
+    changed = manifest.recipe.reconstruction.updated(mixing=Mixing(bits=(2,), share=0.1))
     other = manifest.updated(recipe=manifest.recipe.updated(reconstruction=changed))
     assert model_digest(other) != model_digest(manifest)

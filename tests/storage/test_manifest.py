@@ -124,8 +124,7 @@ def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
         "cadence",
         "clipping_start",
         "last_block_loss",
-        "mixed_bits",
-        "mixed_share",
+        "mixing",
         "normalized",
         "rounding_learning_rate",
     ):

@@ -21,15 +21,13 @@ class Mixture:
 
 
 def draw_mixture(block: CalibrationBlock, bits: int, settings: Reconstruction, generator: torch.Generator) -> Mixture:
-    """What a block runs at where it is to run at `bits`: linears that read one tensor move together.
-
-    Nothing is drawn at widths that are not mixed, and at the highest.
-    """
+    """What a block runs at where it is to run at `bits`: linears that read one tensor move together."""
     higher = [width for width in block.recipe.bits if width > bits]
-    if bits not in settings.mixed_bits or not higher:
+    chance = settings.mixing.chance(bits, block.place.index, block.place.blocks)
+    if not (chance and higher):
         return Mixture(bits)
     sets = [[path for path in paths if path in block.linears] for paths in block.place.architecture.inputs]
-    moved = torch.rand(len(sets), generator=generator) < settings.mixed_share
+    moved = torch.rand(len(sets), generator=generator) < chance
     return Mixture(
         bits, tuple((path, higher[0]) for paths, moves in zip(sets, moved, strict=True) if moves for path in paths)
     )

@@ -5,7 +5,7 @@ and lowers the sum of the errors to the full-precision block's output on the ful
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ def reconstruct(
     if not steps:
         return
     draws = expected_draws(groups, settings, steps)
+    learned = {bits for bits, count in draws.items() if count}
     mixing = torch.Generator().manual_seed(
         generator.initial_seed() + 1
     )  # its own: widths that are not mixed train alike
@@ -73,7 +74,8 @@ def reconstruct(
                     if half not in errors:
                         with _autocast(target, half):
                             errors[half] = objective(target, rows)
-                    loss = _loss(block, stream.read(rows), mixture, half, errors[half], forward, step / steps)
+                    hidden = stream.read(rows)
+                    loss = _loss(block, hidden, mixture, learned, half, errors[half], forward, step / steps)
                     value = _finite(loss.item(), block, bits)
                     scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
                     (loss / scale).backward()  # type: ignore[no-untyped-call]
@@ -115,6 +117,7 @@ def _loss(
     block: CalibrationBlock,
     hidden: Tensor,
     mixture: Mixture,
+    learned: Collection[int],
     half: bool,
     error: Error,
     forward: Pass,
@@ -122,7 +125,7 @@ def _loss(
 ) -> Tensor:
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
 
-    Linears that the mixture has at another width learn at that one.
+    Linears that the mixture has at another width learn at that one, if it is one of those `learned`.
 
     Each width's weights are put in place of the derived ones, and where tokens are rounded likewise: while it trains,
     the policy rounds softly, and a compiled pass must not depend on the width. With `half`, matrix products are made in
@@ -137,7 +140,10 @@ def _loss(
             each.override = None if activation_bits is None else each.grid(activation_bits)
         for path, layer in block.linears.items():
             width = others.get(path, bits)
-            if layer.trains_softly(width):
+            if width not in learned:
+                # It stays as it is, and yet looks to the compiled pass like all the others.
+                layer.override = forward.weight(layer, width).detach().requires_grad_()
+            elif layer.trains_softly(width):
                 layer.override, up = layer.derive_soft(width)
                 undecided = rounding.undecided(up, sharpness)
                 penalty = undecided if penalty is None else penalty + undecided
