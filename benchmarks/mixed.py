@@ -10,6 +10,8 @@ that is from full precision's, and by the divergence of its predictions, which f
 straight between the uniform widths on either side, at their own bits. The table of sensitivities, refined plans and
 every plan's verdict stay in FOLDER and are not measured again; the results are `mixed.json` and `mixed.md`. The
 gradient metric is timed and compared with the exact one on `--timed-samples` windows, or batches of 64 images.
+`--raise-from 2` tells what linears that agree gain alone, at the next width beside all others at 2 bits, in shares of
+what as many bits gain along the line.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from quept.errors import InvalidInput
 from quept.evaluation import classifier, compare, perplexity
 from quept.files import read_json, replacing, write_json
 from quept.plan import PrecisionPlan
-from quept.precision import at_precision
+from quept.precision import at_precision, elastic_linears
 from quept.search.allocation import Allocation, Constraints, Problem
 from quept.search.budget import refined
 from quept.search.cost import Costs
@@ -60,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test", required=True, help="text or images to judge plans on")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.25, 2.5, 3.0, 3.25, 4.0])
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=PLANS, help="which to make; default: all")
+    parser.add_argument("--raise-from", type=int, help="width to raise linears from, one set after another")
     parser.add_argument("--samples", type=int, help=f"windows of --data (default: 16), or images ({IMAGES})")
     parser.add_argument("--timed-samples", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=4, help="of refining; default: %(default)s")
@@ -194,6 +197,19 @@ class Bench:
             write_json(self.found, self.plans)
         return problem.allocation(PrecisionPlan.parse(self.plans[key], origin=str(self.found)))
 
+    def raised(self, base: int) -> list[dict[str, Any]]:
+        """What each set of linears that agree gains alone at the next width, beside all others at `base`."""
+        layers = elastic_linears(self.model)
+        following = min(bits for bits in self.manifest.recipe.bits if bits > base)
+        low, high = (divergence_of(self.subject, PrecisionPlan.uniform(layers, bits)) for bits in (base, following))
+        found = []
+        for paths in self.together:
+            plan = PrecisionPlan({**dict.fromkeys(layers, base), **dict.fromkeys(paths, following)})
+            share = sum(layers[path].numel for path in paths) / sum(layer.numel for layer in layers.values())
+            gain = low - divergence_of(self.subject, plan)
+            found.append({"linears": ", ".join(paths), "share": share, "gain": gain / (share * (low - high))})
+        return found
+
     def gradient(self) -> dict[str, float]:
         """The gradient metric's share of the exact one's time, and their rank correlation, on the same windows."""
         subject = subject_of(self.model, self.judge.samples[: self.options.timed_samples * self.judge.unit])
@@ -269,6 +285,7 @@ def main() -> None:
         "full_precision": asdict(bench.verdict(None)),
         "uniform": uniform,
         "rows": rows,
+        "raised": bench.raised(options.raise_from) if options.raise_from else [],
         "gradient": bench.gradient(),
     }
     write_json(options.output / "mixed.json", result)
@@ -303,6 +320,9 @@ def written(result: dict[str, Any]) -> str:
             cells = [value(each) if figure == "value" else f"{each['kl']:.3g}" for each in found]
             straight = "" if row["line"][figure] is None else format(row["line"][figure], form)
             lines.append(f"| {row['budget']} | {straight} | {' | '.join(cells)} |")
+    if result["raised"]:
+        lines += ["", "| raised alone | share of weights | gain by the line's |", "|---" * 3 + "|"]
+        lines += [f"| {each['linears']} | {each['share']:.3f} | {each['gain']:.2f} |" for each in result["raised"]]
     gradient = result["gradient"]
     lines += [
         "",
