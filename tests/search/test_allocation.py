@@ -232,6 +232,32 @@ def test_refining_tries_the_uniform_plan_and_its_last_linears_wider(measured, co
     assert problem.last_wider(problem.most) == []
 
 
+def test_refining_tries_the_next_uniform_plan_less_what_it_can_best_do_without(measured, costs):
+    model, subject, table = measured
+    problem = Problem(table, costs, Constraints(together=together(model)))
+    limit = problem.limit(Budget(average_bits=3.5))
+    (above,) = problem.uniform_above(limit)
+    assert set(above.plan.bits.values()) == {4}
+    assert problem.cost(above.plan) > limit
+    reduced = problem.reduced(expand(subject, above.plan), limit)
+    assert problem.cost(reduced.plan) <= limit
+    assert 4 in reduced.plan.bits.values()
+    assert reduced.plan in [each.allocation.plan for each in refined(subject, problem, limit, 0)]
+    assert problem.uniform_above(problem.most) == []
+
+
+def test_a_reduced_plan_gives_up_what_costs_least(measured, costs):
+    model, _, table = measured
+    problem = Problem(table, costs, Constraints(allowed=(2, 4), together=together(model)))
+    columns = tuple(table.columns)
+    cheap = set(together(model)[2])
+    slopes = np.array([0.0 if width == "4" else 0.1 if path in cheap else 1.0 for path, width in columns])
+    expansion = Expansion(columns, 0.0, slopes, np.zeros((len(columns), len(columns))))
+    (above,) = problem.uniform_plans()[1:]
+    plan = problem.reduced(expansion, problem.cost(above.plan) - 1).plan
+    assert {path for path, bits in plan.bits.items() if bits == 2} == cheap
+
+
 def test_an_expansion_proposes_plans_ever_further_from_its_own(measured, costs):
     model, _, table = measured
     problem = Problem(table, costs, Constraints(together=together(model)))

@@ -147,6 +147,11 @@ class Problem:
         last = len(path) - 1
         return [self._allocated(path[changes]) for changes in (*_doubling(last), last) if changes]
 
+    def reduced(self, expansion: Expansion, limit: int) -> Allocation:
+        """The plan within a limit that loses least if every change costs what the expansion says of it alone."""
+        choice, excess = self._alone(self._grouped_errors(expansion), limit)
+        return replace(self._allocated(choice), excess=excess)
+
     def last_wider(self, limit: int) -> list[Allocation]:
         """The widest uniform plan within a limit with as many of the last groups as fit at the next width.
 
@@ -169,6 +174,10 @@ class Problem:
     def uniform(self, limit: int) -> list[Allocation]:
         """The widest uniform plan within a limit, if the constraints allow one: a list of one, or empty."""
         return [self._allocated(choice) for choice in self._uniform(limit)]
+
+    def uniform_above(self, limit: int) -> list[Allocation]:
+        """The narrowest uniform plan that a limit has no room for: a list of one, or empty."""
+        return [each for each in self.uniform_plans() if self.cost(each.plan) > limit][:1]
 
     def allocation(self, plan: PrecisionPlan) -> Allocation:
         """What a plan over all linears is expected to cost; one that breaks a constraint raises `InvalidInput`."""

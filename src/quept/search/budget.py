@@ -28,11 +28,13 @@ def refined(
 ) -> list[Measurement]:
     """Improve the plan for a limit by what it does to the model; the plans that were tried, the best one last.
 
-    The first are the plan, the widest uniform one, and that with its last linears at the next width. In every round
-    the divergence is expanded around the best plan that it was not yet expanded around, and changes that are better by
-    that expansion are measured: one, two, four, ..., all. `progress` is told rounds done.
+    The first are the plan, the widest uniform one, that with its last linears at the next width, and the next uniform
+    one less what the divergence expanded around it can best do without. In every round the divergence is expanded
+    around the best plan that it was not yet expanded around, and changes that are better by that expansion are
+    measured: one, two, four, ..., all. `progress` is told rounds done.
     """
-    starts = (problem.within(limit), *problem.uniform(limit), *problem.last_wider(limit))
+    starts = [problem.within(limit), *problem.uniform(limit), *problem.last_wider(limit)]
+    starts += [problem.reduced(expand(subject, above.plan), limit) for above in problem.uniform_above(limit)]
     tried: dict[str, Measurement] = {}
 
     def add(allocation: Allocation) -> None:
