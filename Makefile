@@ -1,10 +1,13 @@
-# Two commands on a fresh machine: `make demo`, then `make test`.
+# Two commands on a fresh machine: `make demo`, then `make test`. Both install the exact versions in requirements/.
+# Another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
-BUILT := pyproject.toml $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
+BUILT := pyproject.toml $(wildcard requirements/*.txt native/*.cpp native/*.h native/CMakeLists.txt)
+LOCKED := --constraint requirements/locked.txt --build-constraint requirements/build.txt
+WORKERS ?= 2
 
-.PHONY: demo test check sanitize clean
+.PHONY: demo test check sanitize lock latest lowest clean
 
 # Installs quept and runs its main job on the built-in model.
 demo: $(VENV)/.demo
@@ -12,7 +15,7 @@ demo: $(VENV)/.demo
 
 # Every check and test; the same command that continuous integration runs.
 test: check
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n $(WORKERS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -24,17 +27,34 @@ check: $(VENV)/.dev
 sanitize: $(VENV)/.dev
 	scripts/sanitize.sh
 
+# Moves requirements/ to the newest versions that pyproject.toml allows.
+lock:
+	$(PYTHON) scripts/versions.py lock
+
+# The tests with the newest versions that pyproject.toml allows, then with the newest there are; HOLD=torch keeps one.
+latest:
+	$(PYTHON) scripts/versions.py allowed $(HOLD:%=--hold %)
+	$(PYTHON) scripts/versions.py newest $(HOLD:%=--hold %)
+
+# The tests with the oldest versions that pyproject.toml allows.
+lowest:
+	$(PYTHON) scripts/versions.py lowest $(HOLD:%=--hold %)
+
 $(VENV)/.demo: $(BUILT)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[plots]'
-	touch $@
+	$(call install,plots)
 
 $(VENV)/.dev: $(BUILT)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	$(call install,dev)
+
+define install
+@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("error: quept needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v)'
+@echo "Setting up $(VENV), once: PyTorch, transformers and what quept needs besides, then quept's own kernels."
+@echo "A few hundred megabytes are downloaded, several gigabytes where PyTorch comes with CUDA."
+$(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --constraint requirements/build.txt --upgrade pip
+$(BIN)/python -m pip install $(LOCKED) --editable '.[$(1)]'
+@touch $@
+endef
 
 clean:
-	rm -rf $(VENV) quept-demo build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* quept-demo build .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from quept import KeyValueCache, load_recipe, set_precision
 from quept.assembly import make_elastic
+from quept.generation import cache_arguments
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +41,7 @@ def step(model: Any, cache: Any, precision: str | None, token: torch.Tensor) -> 
     """Milliseconds of one token."""
     set_precision(model, "kv16" if precision is None else precision)
     started = time.perf_counter()
-    model(input_ids=token, past_key_values=cache, use_cache=True)
+    model(input_ids=token, **cache_arguments(cache), use_cache=True)
     return 1000 * (time.perf_counter() - started)
 
 

@@ -147,6 +147,7 @@ def quept_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
     import torch
 
     import quept
+    from quept.generation import cache_arguments, cache_of
     from quept.precision import make_resident
 
     torch.set_num_threads(options.threads)
@@ -161,10 +162,10 @@ def quept_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
         quept.set_precision(model, None if name == "bf16" else int(name))
         make_resident(model)
         ids = torch.arange(PROMPT + options.tokens).unsqueeze(0) + 100
-        cache, seconds = model(ids[:, :PROMPT], use_cache=True, logits_to_keep=1).past_key_values, []
+        cache, seconds = cache_of(model(ids[:, :PROMPT], use_cache=True, logits_to_keep=1)), []
         for place in range(PROMPT, PROMPT + options.tokens):
             start = time.perf_counter()
-            cache = model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).past_key_values
+            cache = cache_of(model(ids[:, place : place + 1], **cache_arguments(cache), use_cache=True))
             seconds.append(time.perf_counter() - start)
         return seconds
 

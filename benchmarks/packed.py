@@ -20,6 +20,7 @@ from torch import Tensor
 import quept
 from quept.architectures.checkpoint import open_tokenizer
 from quept.data import token_stream
+from quept.generation import cache_arguments, cache_of
 from quept.numerics.packed import FEW
 
 WINDOWS = 8  # side by side
@@ -40,8 +41,8 @@ def predictions(model: Any, ids: Tensor) -> Tensor:
     """The logits of windows `(windows, tokens)`, a few tokens at a time."""
     cache, found = None, []
     for piece in ids.split(FEW // len(ids), dim=1):
-        result = model(piece, past_key_values=cache, use_cache=True)
-        cache = result.past_key_values
+        result = model(piece, **cache_arguments(cache), use_cache=True)
+        cache = cache_of(result)
         found.append(result.logits.float())
     return torch.cat(found, dim=1)
 

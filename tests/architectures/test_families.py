@@ -13,6 +13,7 @@ from quept.architectures import ARCHITECTURES, Place, architecture_of
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import Entrance
 from quept.errors import InvalidInput
+from quept.generation import cache_arguments, cache_of
 from quept.nn.elastic import weight_of
 from quept.spec import Adapter, Granularity, Merging, Recipe, Reconstruction, Smoothing
 from quept.transforms import ChannelScales, fit
@@ -243,8 +244,8 @@ def decode(model_at, prompt, widths):
     tokens, seen, cache, steps = prompt, prompt.shape[1], None, []
     for width in widths:
         mask = torch.ones(prompt.shape[0], seen, dtype=torch.int64)
-        output = model_at(width)(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model_at(width)(input_ids=tokens, attention_mask=mask, **cache_arguments(cache), use_cache=True)
+        cache = cache_of(output)
         steps.append(output.logits[:, -1])
         tokens, seen = steps[-1].argmax(-1, keepdim=True), seen + 1
     return torch.stack(steps)

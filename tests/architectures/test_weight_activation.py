@@ -9,6 +9,7 @@ from families import FAMILIES
 import quept
 from quept.architectures import architecture_of
 from quept.errors import InvalidInput
+from quept.generation import cache_arguments, cache_of
 from quept.precision import elastic_linears, rounded_to_nearest
 from quept.spec import Adapter, Granularity, Reconstruction
 
@@ -88,8 +89,8 @@ def test_generation_steps_through_a_cache_as_through_one_pass(artifact, windows)
     cache, steps = None, []
     with torch.no_grad():
         for token in windows[:2].T:
-            output = loaded(input_ids=token.unsqueeze(1), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = loaded(input_ids=token.unsqueeze(1), **cache_arguments(cache), use_cache=True)
+            cache = cache_of(output)
             steps.append(output.logits)
     close = (torch.cat(steps, 1) - together).abs() < 1e-3 * together.std()
     # A value half-way between two codes may fall to either side when sums are made in another order.

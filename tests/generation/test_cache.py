@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from quept.architectures import architecture_of
 from quept.architectures.attention import attach
 from quept.errors import InvalidInput
-from quept.generation import KeyValueCache
+from quept.generation import KeyValueCache, cache_arguments
 from quept.numerics.keyvalues import fake_quantize
 
 ATTENTION = {"gpt_neox": "attention", "gpt2": "attn"}
@@ -51,7 +51,7 @@ def generate(model, prompts, cache, new=12, **settings):
     settings = {"do_sample": False, "output_logits": True, "eos_token_id": None, **settings}
     generated = model.generate(
         **prompts,
-        past_key_values=cache,
+        **cache_arguments(cache),
         max_new_tokens=new,
         pad_token_id=0,
         return_dict_in_generate=True,
@@ -67,7 +67,7 @@ def same(actual, expected):
 
 @torch.no_grad()
 def step(model, tokens, cache):
-    return model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1]
+    return model(input_ids=tokens, **cache_arguments(cache), use_cache=True).logits[:, -1]
 
 
 class Reference(DynamicCache):
@@ -317,7 +317,7 @@ def test_a_reset_cache_is_a_new_one(llama, windows):
 def test_a_prompt_s_cache_can_be_copied_and_used_again(llama, windows):
     prompt = KeyValueCache(llama)
     with torch.inference_mode():
-        llama(input_ids=windows[:1, :10], past_key_values=prompt)
+        llama(input_ids=windows[:1, :10], **cache_arguments(prompt))
     expected = []
     for row, repeated in itertools.product((1, 2), range(2)):
         cache = copy.deepcopy(prompt)
@@ -334,7 +334,7 @@ def test_a_prompt_s_cache_can_be_copied_and_used_again(llama, windows):
 def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(recent, llama, windows):
     caches = KeyValueCache(llama, recent=recent), KeyValueCache(llama, recent=recent)
     with torch.inference_mode():
-        llama(input_ids=windows[:2, :10], past_key_values=caches[0])
+        llama(input_ids=windows[:2, :10], **cache_arguments(caches[0]))
     step(llama, windows[:2, :10], caches[1])
     for tokens in windows[:2, 10:13].split(1, dim=1):
         results = [step(llama, tokens, cache) for cache in caches]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import quept
+from quept.generation import cache_arguments, cache_of
 from quept.nn.size import resident_bytes
 from quept.precision import Parts, make_resident
 
@@ -54,8 +55,8 @@ def decoded(model, windows):
     """Logarithms of the predictions, one token at a time."""
     cache, found = None, []
     for place in range(windows.shape[1]):
-        result = model(windows[:2, place : place + 1], past_key_values=cache, use_cache=True)
-        cache = result.past_key_values
+        result = model(windows[:2, place : place + 1], **cache_arguments(cache), use_cache=True)
+        cache = cache_of(result)
         found.append(result.logits[:, -1].log_softmax(-1))
     return torch.stack(found)
 

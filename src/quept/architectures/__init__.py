@@ -15,6 +15,9 @@ from quept.architectures.language import (
 )
 from quept.architectures.vision import BEIT, DEIT, DINOV2, SWIN, VIT
 from quept.errors import InvalidInput
+from quept.versions import warn_untested
+
+warn_untested()
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture

@@ -44,7 +44,7 @@ def generate(
     from quept.architectures import architecture_of
     from quept.architectures.checkpoint import open_tokenizer
     from quept.architectures.checkpoint import quiet as transformers_quiet
-    from quept.generation import KeyValueCache
+    from quept.generation import KeyValueCache, cache_arguments
     from quept.plan import PrecisionPlan, Widths
     from quept.precision import key_values, set_precision
     from quept.storage import load
@@ -96,7 +96,7 @@ def generate(
     packed = any(each.bits is not None for each in key_values(model).values())
     cache = KeyValueCache(model, kv_recent) if packed else None
     if cache is not None:
-        inputs["past_key_values"] = cache
+        inputs.update(cache_arguments(cache))
     with torch.inference_mode(), transformers_quiet():
         tokens = model.generate(**inputs, generation_config=settings, streamer=streamer)
     text = tokenizer.decode(tokens[0], skip_special_tokens=True)

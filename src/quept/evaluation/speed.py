@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quept.errors import InvalidInput
+from quept.generation import cache_arguments, cache_of
 from quept.precision import Parts, Precision, make_resident, set_precision
 
 SWITCHES = 5  # back and forth, of which the median counts
@@ -123,7 +124,7 @@ def _switch(model: Any, precision: Precision) -> None:
 
 def _forward(model: Any, ids: Tensor, cache: Any) -> Any:
     """The cache after another few tokens."""
-    return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+    return cache_of(model(ids, **cache_arguments(cache), use_cache=True, logits_to_keep=1))
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -24,7 +24,9 @@ from quept.nn.keyvalues import KeyValues
 
 
 class KeyValueCache(Cache):  # type: ignore[misc]
-    """Give it to `model.generate(..., past_key_values=KeyValueCache(model))`, or to the model itself.
+    """Give it to `model.generate(..., cache=KeyValueCache(model))`, or to the model itself.
+
+    Before transformers 5.24 the argument is called `past_key_values`; `cache_arguments` gives it by either name.
 
     The last `recent` tokens are kept, and used, in the model's dtype; they are quantized when newer ones follow. Raises
     `InvalidInput` for a model whose attention has no `KeyValues` in force, and for a `recent` below zero.
