@@ -87,7 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="Hugging Face model (default: the built-in one)")
     parser.add_argument("--data", help="text for --model")
     parser.add_argument("--shape", choices=SHAPES, help="one block of this shape instead of a model")
-    parser.add_argument("--recipe", help="recipe (default: demo for the built-in model, else paper)")
+    parser.add_argument("--recipe", help="recipe (default: best for the built-in model, else paper)")
     parser.add_argument("--samples", type=int, help="windows (default: the recipe's; 2 with --shape)")
     parser.add_argument("--sequence-length", type=int, help="tokens a window (default: the recipe's; 512 with --shape)")
     parser.add_argument("--epochs", type=int, help="epochs (default: the recipe's; 2 with --shape)")
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace, output: Path) -> Report:
         windows = torch.randint(256, (samples, length), generator=torch.Generator().manual_seed(0))
         recipe = with_epochs(quept.load_recipe(options.recipe or "paper"), options.epochs or 2)
         return quept.calibrate(one_block(shape), output, data=windows, recipe=recipe, device=options.device)
-    recipe = quept.load_recipe(options.recipe or ("paper" if options.model else "demo"))
+    recipe = quept.load_recipe(options.recipe or ("paper" if options.model else "best"))
     return quept.calibrate(
         options.model or builtin.model_path(),
         output,

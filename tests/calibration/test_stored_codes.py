@@ -48,7 +48,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     ("family", "name", "dtype", "store"),
     [
         ("llama", "best", torch.float32, {}),
-        ("llama", "demo", torch.bfloat16, {"share_bits": 4, "group_size": 12}),
+        ("llama", "paper", torch.bfloat16, {"share_bits": 4, "group_size": 12}),
         ("gpt2", "best", torch.float16, {"group_size": 12}),
         ("opt", "paper", torch.bfloat16, {"share_bits": 4}),
     ],
@@ -153,7 +153,7 @@ def test_what_a_kernel_rebuilds_from_gives_the_codes(artifact):
 
 
 def test_a_store_of_its_masters_width_alone_has_nothing_to_train(tiny_model, windows, tmp_path):
-    only = quept.load_recipe("demo").with_bits((8,))
+    only = quept.load_recipe("paper").updated(store={"master_bits": 8}).with_bits((8,))
     report = quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=only)
     assert report.trained_tokens == 0
     for layer in elastic_linears(quept.load(tmp_path / "out", 8)).values():

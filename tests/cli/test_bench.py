@@ -13,7 +13,7 @@ from quept.nn.size import resident_bytes
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory, tiny_model, windows):
     output = tmp_path_factory.mktemp("bench") / "artifact"
-    recipe = quept.load_recipe("demo")
+    recipe = quept.load_recipe("paper").updated(store={"master_bits": 8})
     recipe = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=0), adapter={"kind": "none"})
     quept.calibrate(tiny_model("llama"), output, data=windows, recipe=recipe)
     return output

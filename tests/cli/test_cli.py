@@ -326,23 +326,27 @@ def test_the_demo_shows_its_table_draws_its_plots_and_leaves_a_working_artifact(
     import quept.calibration
 
     full = quept.calibration.calibrate
-    recipe = quept.load_recipe("demo")
-    short = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=1))
+    ran = []
+
+    def short(*args, recipe, **options):
+        ran.append(recipe)
+        recipe = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=1))
+        return full(*args, **{**options, "recipe": recipe, "samples": 8, "sequence_length": 64})
+
     text = tmp_path / "test.txt"
     text.write_text(quept.builtin.test_text_path().read_text()[:4000])
     monkeypatch.setattr(quept.builtin, "test_text_path", lambda: text)
-    monkeypatch.setattr(
-        quept.calibration,
-        "calibrate",
-        lambda *args, **options: full(*args, **{**options, "recipe": short, "samples": 4, "sequence_length": 64}),
-    )
+    monkeypatch.setattr(quept.calibration, "calibrate", short)
     output = tmp_path / "demo"
-    for _ in range(2):  # the second replaces the first
-        assert run("demo", "--output", output, "--json", tmp_path / "demo.json") == 0
+    for more in ((), ("--recipe", "paper")):  # the second replaces the first
+        assert run("demo", "--output", output, *more, "--json", tmp_path / "demo.json") == 0
+    assert [each.name for each in ran] == ["best", "paper"]
     shown = capfd.readouterr().out
     result = json.loads((tmp_path / "demo.json").read_text())
     assert [row["bits"] for row in result["results"]] == [2, 3, 4, 5, 6, 7, 8]
     assert f"{result['results'][0]['baseline']:.3f}" in shown
+    assert f"{result['results'][0]['kl']:.2g}" in shown
+    assert result["results"][0]["kl"] < result["results"][0]["baseline_kl"]
     assert (output / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (output / "accuracy.html").read_text()
     quept.load(output / "artifact", 4)

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,18 +112,51 @@ def cast_parameters(module: Any, dtype: torch.dtype) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers and its Hub client; quept reports for itself."""
+    with _QUIET.entered():
+        yield
+
+
+class _Quiet:
+    """Their settings are the process's: the first thread that enters changes them, the last that leaves restores."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._restore: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within: silence."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._restore = _silence()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._restore()
+
+
+_QUIET = _Quiet()
+
+
+def _silence() -> Callable[[], None]:
+    """Silence both libraries; returns what restores them."""
     ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
     before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
     ours.set_verbosity_error()
     hub.set_verbosity(logging.CRITICAL)
     ours.disable_progress_bar()
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         ours.set_verbosity(before)
         hub.set_verbosity(hub_before)
         if bars:
             ours.enable_progress_bar()
+
+    return restore
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -17,6 +17,7 @@ from quept.nn import (
     AttentionProducts,
     DerivedWeights,
     ElasticInput,
+    ElasticLinear,
     Quantizer,
     nearest,
     quantizers_of,
@@ -71,6 +72,18 @@ class CalibrationBlock:
     def quantizers(self) -> list[Quantizer]:
         """What rounds activations in the block, each once."""
         return quantizers_of(self.linears.values(), self.products)
+
+    def replica(self) -> "CalibrationBlock":
+        """Return the same block once more, for a thread of its own.
+
+        It shares every tensor, and has its own of all that a forward pass sets: widths, overrides, what is kept.
+        """
+        learning = [tensor for linear in self.linears.values() for tensor in linear.learning()]
+        shared = [*self.module.parameters(), *self.module.buffers(), *learning]
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
+        twin.linears = {path: _linear(twin.module, path) for path in self.linears}
+        return twin
 
     def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
         """Fold a transform into the weights; see there for `inputs`."""
@@ -195,3 +208,9 @@ class CalibrationBlock:
         finally:
             for linear in self.linears.values():
                 linear.residency = None
+
+
+def _linear(module: nn.Module, path: str) -> ElasticLinear:
+    linear = module.get_submodule(path)
+    assert isinstance(linear, ElasticLinear)
+    return linear

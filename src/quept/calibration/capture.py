@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -111,29 +112,42 @@ class Exit:
     """The part of a model behind its blocks, final norm and head, in the compute dtype, on `device`.
 
     `sample` is one of what the model takes, `(1, ...)`. `per_token` says whether there is a prediction for every token,
-    else it is one for each sample.
+    else it is one for each sample. Threads may call it at the same time.
     """
 
     def __init__(
         self, model: Any, architecture: Architecture, dtype: torch.dtype, device: torch.device, sample: Tensor
     ) -> None:
-        self.model, recorders = _without_blocks(model, architecture, model, dtype)
+        self.model, _ = _without_blocks(model, architecture, model, dtype)
         self.model.to(device)
-        self._first, self._architecture, self._sample = recorders[0], architecture, sample.to(device)
+        self._architecture, self._sample = architecture, sample.to(device)
+        self._unused = _twin(self.model)  # what copies are made of: another thread may be running any other
+        self._spare, self._lock = [self.model], Lock()
         self.per_token = architecture.predicts_tokens
         self.classes = int(model.config.vocab_size if self.per_token else model.config.num_labels)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """The logits, `(batch, tokens, classes)` or `(batch, classes)`, that follow from the last block's output."""
-        self._first.replacement = hidden
+        placeholder = self._sample[:, : hidden.shape[1]] if self.per_token else self._sample
+        placeholders = placeholder.expand(len(hidden), *placeholder.shape[1:])
+        with self._lock:
+            model = self._spare.pop() if self._spare else _twin(self._unused)
+        first = next(module for module in model.modules() if isinstance(module, _Recorder))
+        first.replacement = hidden
         try:
-            placeholder = self._sample[:, : hidden.shape[1]] if self.per_token else self._sample
-            placeholders = placeholder.expand(len(hidden), *placeholder.shape[1:])
             with quiet():
-                logits: Tensor = self.model(**self._architecture.arguments(placeholders)).logits
+                logits: Tensor = model(**self._architecture.arguments(placeholders)).logits
             return logits
         finally:
-            self._first.replacement = None
+            first.replacement = None
+            with self._lock:
+                self._spare.append(model)
+
+
+def _twin(model: nn.Module) -> Any:
+    """A copy that shares all tensors."""
+    shared = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -1,7 +1,7 @@
 """What moves what a block learns: Adam the adapters and the clipping, normalised descent the rounding."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,12 @@ class Descent:
         activations = [parameter for each in quantizers for parameter in each.trained().values()]
         for parameter in adapters + clipping + activations:
             parameter.requires_grad_(True)
+        self.trained: list[Tensor] = [
+            *adapters,
+            *clipping,
+            *activations,
+            *(o for each in offsets.values() for o in each),
+        ]
         last = settings.final_learning_rate
 
         def cosine(step: int) -> float:
@@ -70,8 +76,13 @@ class Descent:
         self.optimizers.append(optimizer)
         self.schedules.append(torch.optim.lr_scheduler.LambdaLR(optimizer, course))
 
-    def step(self) -> None:
-        """Move along the gradients gathered since the last step, and drop them."""
+    @torch.no_grad()
+    def step(self, gradients: Iterable[Sequence[Tensor | None]]) -> None:
+        """Move along the sum of gradients, each of all that is `trained`, added in the order that they come in."""
+        for each in gradients:
+            for parameter, gradient in zip(self.trained, each, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient.contiguous() if parameter.grad is None else parameter.grad + gradient
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()

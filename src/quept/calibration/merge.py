@@ -1,12 +1,14 @@
 """Building the quantized stream for the next block (method, MB-ToMe)."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.crew import Crew
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.reconstruct import draw
 from quept.calibration.stream import Stream, StreamStore
@@ -24,40 +26,52 @@ def advance(
     generator: torch.Generator,
     chunk: int,
     training: Reconstruction | None = None,
+    crew: Crew | None = None,
 ) -> None:
     """Replace each stream, in place, by its block outputs as the merging strategy says.
 
     `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that
     all entries are the same object. Every sample draws its own width from each group, and where `training` mixes
     widths, its own linears at the next higher one. At the widths in its `bfloat16_bits` the linears multiply in
-    bfloat16.
+    bfloat16. Bit groups run side by side as `crew` allows.
     """
-    samples = streams[0].samples
+    samples, crew = streams[0].samples, crew or Crew()
     training = training or Reconstruction()
     drawn = [
         [draw_mixture(block, bits, training, generator) for bits in each]
         for each in [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
     ]
+    replicas = [block, *(block.replica() for _ in drawn[1:])]
 
-    def run(rows: slice, stream: Stream, widths: Sequence[Mixture]) -> Tensor:
-        return _run_each(block, stream.read(rows), widths[rows], training.bfloat16_bits)
+    def run(group: int, rows: slice, hidden: Tensor) -> Tensor:
+        return _run_each(replicas[group], hidden, drawn[group][rows], training.bfloat16_bits)
+
+    def rewrite(group: int) -> None:
+        stream = streams[group]
+        with replicas[group].derived_once():
+            store.rewrite(stream, chunk, lambda rows: run(group, rows, stream.read(rows)))
+
+    if settings.strategy == "per-group":
+        crew.map(rewrite, range(len(drawn)))
+        return
+    if settings.strategy == "single-width":
+        assert settings.single_width is not None
+        drawn = [[Mixture(settings.single_width)] * samples]
+
+    def output(group: int, rows: slice, hidden: Tensor) -> Tensor:
+        with torch.no_grad():  # which every thread has to say for itself
+            return run(group, rows, hidden)
 
     def run_merged(rows: slice) -> Tensor:
         hidden = streams[0].read(rows)
-        outputs = [_run_each(block, hidden, widths[rows], training.bfloat16_bits) for widths in drawn]
-        return merge(torch.stack(outputs), settings, generator)
+        outputs = crew.map(partial(output, rows=rows, hidden=hidden), range(len(drawn)))
+        alone = settings.strategy == "single-width"
+        return outputs[0] if alone else merge(torch.stack(outputs), settings, generator)
 
-    with block.derived_once():
-        match settings.strategy:
-            case "per-group":
-                for stream, widths in zip(streams, drawn, strict=True):
-                    store.rewrite(stream, chunk, partial(run, stream=stream, widths=widths))
-            case "single-width":
-                assert settings.single_width is not None
-                alike = [Mixture(settings.single_width)] * samples
-                store.rewrite(streams[0], chunk, partial(run, stream=streams[0], widths=alike))
-            case _:
-                store.rewrite(streams[0], chunk, run_merged)
+    with ExitStack() as stack:
+        for replica in replicas:
+            stack.enter_context(replica.derived_once())
+        store.rewrite(streams[0], chunk, run_merged)
 
 
 def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Tensor:

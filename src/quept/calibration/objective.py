@@ -63,7 +63,8 @@ def prediction_error(leave: Exit, windows: Tensor | None = None, text_share: flo
                 for start in range(0, tokens, size):
                     part = (slice(sample, sample + 1), slice(start, start + size))
                     chosen = (output[part], target[part], None if following is None else following[part])
-                    total = total + checkpoint(some, *chosen, use_reentrant=False)
+                    # Nothing in it is random, and the generator's state is every thread's.
+                    total = total + checkpoint(some, *chosen, use_reentrant=False, preserve_rng_state=False)
             return total / (batch * tokens)
 
         return error

@@ -1,6 +1,8 @@
 """A block's forward pass while it trains, and the weights it runs with: as they are, or compiled."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -24,9 +26,16 @@ class Pass(Protocol):
     def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
         """The layer's weight at a width, `(out, in)`."""
 
+    def in_force(self) -> AbstractContextManager[object]:
+        """Return the context to run in; several threads may do so at the same time."""
+
 
 class PlainPass:
     """The block as transformers wrote it, and the layer's own derivation."""
+
+    def in_force(self) -> AbstractContextManager[object]:
+        """Nothing has to be set."""
+        return nullcontext()
 
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
         """The block's output, `(batch, tokens, hidden)`."""
@@ -44,9 +53,14 @@ class CompiledPass(PlainPass):
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
+        self._note, self._lock = note, Lock()
         self._run: Callable[..., Tensor] | None = torch.compile(_run, dynamic=False)
         self._quantize: Callable[..., Tensor] = torch.compile(_quantize, dynamic=True)
+
+    def in_force(self) -> AbstractContextManager[object]:
+        """Blocks of one kind share their code, but the first and the last have hooks of their own."""
+        found: AbstractContextManager[object] = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+        return found
 
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
         """The block's output, `(batch, tokens, hidden)`."""
@@ -67,12 +81,14 @@ class CompiledPass(PlainPass):
         if self._run is None or compiled is None:
             return None
         try:
-            # Blocks of one kind share their code, but the first and the last have hooks of their own.
-            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
-                return compiled(*given)
+            return compiled(*given)
         except Exception as error:  # whatever the compiler behind it makes of this machine
-            self._note(f"Training is not compiled ({first_line(error)}), which is slower but changes nothing else.")
-            self._run = None
+            with self._lock:
+                if self._run is not None:
+                    self._note(
+                        f"Training is not compiled ({first_line(error)}), which is slower but changes nothing else."
+                    )
+                self._run = None
             return None
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quept.architectures import Place
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.capture import Entrance, Exit
+from quept.calibration.capture import BlockCall, Entrance, Exit
 from quept.calibration.clock import Clock
+from quept.calibration.crew import Crew
 from quept.calibration.job import Job, prepare
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
@@ -80,7 +81,8 @@ def calibrate(
     Raises `InvalidInput` for wrong settings or too little data, `CalibrationFailed` for non-finite weights or
     losses, `QueptError` when the disk refuses; none leaves a half-written output.
     """
-    clock, progress = Clock(), progress or Silent()
+    progress = progress or Silent()
+    clock = Clock(progress.stage)
     workspace = Workspace(output)
     workspace.check_free(resume=resume)
     with clock("opening"):
@@ -136,6 +138,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else PlainPass()
         self.outer = OuterLayers(self.job)
+        self.crew = Crew()
         self.training = self.recipe.reconstruction
         if not multiplies_bfloat16(self.job.device):
             self.training = self.training.updated(bfloat16_bits=())
@@ -161,7 +164,33 @@ class _Run:
             quantized = self._quantized_streams(entrance, full_precision)
             del entrance
         self.progress.start(len(blocks), count_steps(full_precision.samples, self.recipe.reconstruction))
-        errors: list[BlockError] = []
+        self.crew = self._crew(blocks)
+        with self.crew:
+            errors = self._calibrate_each(blocks, calls, full_precision, quantized)
+        self._place_exit(full_precision)
+        return errors
+
+    def _crew(self, blocks: nn.ModuleList) -> Crew:
+        """What runs side by side: as many bit groups as train, if the memory holds what a step keeps of each.
+
+        For the backward pass that is about thirty values of the hidden size per token, and per weight nine bytes, of
+        which four are the derived weight.
+        """
+        recipe, config = self.recipe, self.job.model.config
+        weights = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
+        tokens = self.tokens * min(recipe.reconstruction.batch_size, len(self.job.samples))
+        hidden = weights**0.5 if (size := getattr(config, "hidden_size", None)) is None else size
+        kept = int(30 * 4 * tokens * hidden) + 9 * weights
+        return Crew.of(self.job.device, sum(map(bool, recipe.trained_groups)), kept, int(tokens * hidden))
+
+    def _calibrate_each(
+        self,
+        blocks: nn.ModuleList,
+        calls: list[BlockCall],
+        full_precision: Stream,
+        quantized: list[Stream],
+    ) -> list[BlockError]:
+        job, errors = self.job, list[BlockError]()
         for index, call in enumerate(calls):
             place = Place.of(job.architecture, job.model, index)
             block = CalibrationBlock(blocks[index], place, self.recipe, call, job.device, job.compute_dtype)
@@ -181,8 +210,8 @@ class _Run:
                         job.generator(index, "merging"),
                         self.chunk,
                         self.training,
+                        self.crew,
                     )
-        self._place_exit(full_precision)
         return errors
 
     def _calibrate_block(
@@ -218,6 +247,7 @@ class _Run:
             generator,
             self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
+            self.crew,
         )
         block.settle()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
@@ -236,11 +266,11 @@ class _Run:
         with block.observed(watched, max(1, rows // passes)) as inputs:
             self._advance_full_precision(block, full_precision)
         for transform in watching:
-            with self.clock("transforms"):
+            with self.clock("transforms"), self.crew.undivided():
                 block.fold(transform, inputs)
         block.round_to_stored()
         with self.clock("placing ranges"):
-            place_ranges(block, inputs)
+            place_ranges(block, inputs, self.crew)
 
     def _place_exit(self, full_precision: Stream) -> None:
         """Find the ranges of the layers behind the blocks, and write all that is outside the blocks once more."""
@@ -271,7 +301,7 @@ class _Run:
 
     @torch.no_grad()
     def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
-        with self.clock("full-precision stream"):
+        with self.clock("full-precision stream"), self.crew.undivided():
             self.store.rewrite(stream, self.chunk, lambda rows: block.run(stream.read(rows)))
 
     def _measure(
@@ -279,16 +309,18 @@ class _Run:
     ) -> list[BlockError]:
         """The block's errors on the first samples, rounded to nearest and calibrated."""
         rows = slice(0, min(MEASURED_SAMPLES, self.chunk * 2, targets.samples))
-        errors = []
         with torch.no_grad():
             error = objective(targets.read(rows), rows)
-            for bits in self.recipe.bits:
-                hidden = quantized[self.recipe.groups.index(bits)].read(rows)
-                calibrated = error(block.run(hidden, bits)).item()
-                with block.rounded_to_nearest(bits):
-                    rounding = error(block.run(hidden, bits)).item()
-                errors.append(BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated))
-        return errors
+
+        def measure(bits: int) -> BlockError:
+            replica, hidden = block.replica(), quantized[self.recipe.groups.index(bits)].read(rows)
+            with torch.no_grad():  # which every thread has to say for itself
+                calibrated = error(replica.run(hidden, bits)).item()
+                with replica.rounded_to_nearest(bits):
+                    rounding = error(replica.run(hidden, bits)).item()
+            return BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated)
+
+        return self.crew.map(measure, self.recipe.bits)
 
     def _enter(self, entrance: Entrance, stream: Stream | None = None) -> Stream:
         """The stream of the first block's inputs; `stream` is filled with them if it is given."""

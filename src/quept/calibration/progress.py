@@ -10,6 +10,9 @@ from quept.storage.manifest import Manifest
 class Progress(Protocol):
     """What a calibration reports while it runs."""
 
+    def stage(self, name: str) -> None:
+        """What is being done now, such as `opening` or `forward and backward`; the phases of `Report.seconds`."""
+
     def start(self, blocks: int, steps: int) -> None:
         """The number of blocks, and of optimizer steps per block."""
 
@@ -22,6 +25,9 @@ class Progress(Protocol):
 
 class Silent:
     """Reports nothing."""
+
+    def stage(self, name: str) -> None:
+        """Nothing."""
 
     def start(self, blocks: int, steps: int) -> None:
         """Nothing."""

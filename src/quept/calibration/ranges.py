@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.crew import Crew
 from quept.calibration.reconstruct import expected_draws
 from quept.nn import ElasticLinear
 from quept.nn.quantizers import Quantizer, TensorQuantizer
@@ -25,17 +26,20 @@ def watched_linears(block: CalibrationBlock) -> set[str]:
 
 
 @torch.no_grad()
-def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
+def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor], crew: Crew | None = None) -> None:
     """Set where each width's ranges start; weights of widths that never train keep their whole range.
 
-    `inputs` holds rows from in front of the linears, `(tokens, in)`, by path.
+    `inputs` holds rows from in front of the linears, `(tokens, in)`, by path. Linears are searched side by side as
+    `crew` allows.
     """
-    recipe = block.recipe
+    recipe, crew = block.recipe, crew or Crew()
     start = recipe.reconstruction.clipping_start
     draws = expected_draws(recipe.trained_groups, recipe.reconstruction, 1)
     trained = recipe.reconstruction.epochs > 0
     rows = {path: block.multiplied(path, given) for path, given in inputs.items()}
-    for path, linear in block.linears.items():
+
+    def place_weights(path: str) -> None:
+        linear = block.linears[path]
         for bits in recipe.store.without_master(recipe.bits):
             if trained and not draws[bits]:
                 linear.reset_clipping(bits, WHOLE)
@@ -43,6 +47,8 @@ def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor]) -> None:
                 linear.search_clipping(bits, rows[path].square().mean(0))
             else:
                 linear.reset_clipping(bits, start)
+
+    crew.map(place_weights, block.linears)
     for each in block.inputs:
         readers = {path: linear for path, linear in block.linears.items() if linear.input is each}
         place_input(

@@ -6,15 +6,18 @@ and lowers the sum of the errors to the full-precision block's output on the ful
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.clock import Clock
+from quept.calibration.crew import Crew
 from quept.calibration.descent import Descent
 from quept.calibration.mixing import Mixture, draw_mixture
-from quept.calibration.objective import Error, Objective
+from quept.calibration.objective import Error, Objective, Rows
 from quept.calibration.passes import Pass
 from quept.calibration.stream import Stream
 from quept.errors import CalibrationFailed
@@ -25,6 +28,15 @@ from quept.spec import Recipe, Reconstruction
 UNDECIDED_WEIGHT = 0.01
 SHARPNESS_FIRST, SHARPNESS_LAST = 20.0, 2.0
 TINY = 1e-12  # losses are divided by no less
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """One pass of a step: a batch through the block at the widths drawn for one bit group."""
+
+    group: int
+    mixture: Mixture
+    half: bool  # whether products are made in bfloat16
 
 
 def reconstruct(
@@ -38,12 +50,15 @@ def reconstruct(
     generator: torch.Generator,
     clock: Clock,
     on_step: Callable[[int, int, float], None],
+    crew: Crew | None = None,
 ) -> None:
     """Train what a block's linears learn, in place; `inputs` holds the stream of each bit group.
 
     `groups` are those to train, high to low; an empty one takes no part. `on_step` is told the step, the number of
-    steps and the loss. Raises `CalibrationFailed` on a non-finite loss.
+    steps and the loss. The passes of a step run side by side as `crew` allows. Raises `CalibrationFailed` on a
+    non-finite loss.
     """
+    crew = crew or Crew()
     steps = count_steps(targets.samples, settings) if any(groups) else 0
     if not steps:
         return
@@ -52,38 +67,41 @@ def reconstruct(
     mixing = torch.Generator().manual_seed(
         generator.initial_seed() + 1
     )  # its own: widths that are not mixed train alike
-    descent, first, step = (
-        Descent(block.linears.values(), block.quantizers, settings, steps, draws),
-        dict[int, float](),
-        0,
-    )
-    for _ in range(settings.epochs):
-        order = torch.randperm(targets.samples, generator=generator).tolist()
-        # A last batch that is not full is left out: another order leaves out others, and compiled code has one shape.
-        for batch in range(steps // settings.epochs):
-            rows = order[batch * settings.batch_size :][: settings.batch_size]
-            target, total = targets.read(rows), 0.0
-            errors: dict[bool, Error] = {}  # of this batch, in bfloat16 or not
-            for index, (group, stream) in enumerate(zip(groups, inputs, strict=True)):
-                if not group or not settings.takes_part(index, step):
-                    continue
-                bits = draw(group, generator)
-                mixture = draw_mixture(block, bits, settings, mixing)
-                half = bits in settings.bfloat16_bits
+    descent = Descent(block.linears.values(), block.quantizers, settings, steps, draws)
+    replicas = [block, *(block.replica() for _ in groups[1:])]
+    first, step = dict[int, float](), 0
+
+    def run(passage: _Passage) -> tuple[float, Sequence[Tensor | None]]:
+        """The loss of one pass, and the gradients of all that trains."""
+        replica, hidden = replicas[passage.group], inputs[passage.group].read(rows)
+        loss = _loss(replica, hidden, passage, learned, errors[passage.half].result, forward, step / steps)
+        value = _finite(loss.item(), block, passage.mixture.bits)
+        scale = first.setdefault(passage.mixture.bits, max(value, TINY)) if settings.normalized else 1.0
+        return value / scale, torch.autograd.grad(loss / scale, descent.trained, allow_unused=True)
+
+    with forward.in_force():
+        for _ in range(settings.epochs):
+            order = torch.randperm(targets.samples, generator=generator).tolist()
+            # A last batch that is not full is left out: another order leaves out others, and compiled code has one
+            # shape.
+            for batch in range(steps // settings.epochs):
+                rows = order[batch * settings.batch_size :][: settings.batch_size]
                 with clock("forward and backward"):
-                    if half not in errors:
-                        with _autocast(target, half):
-                            errors[half] = objective(target, rows)
-                    hidden = stream.read(rows)
-                    loss = _loss(block, hidden, mixture, learned, half, errors[half], forward, step / steps)
-                    value = _finite(loss.item(), block, bits)
-                    scale = first.setdefault(bits, max(value, TINY)) if settings.normalized else 1.0
-                    (loss / scale).backward()  # type: ignore[no-untyped-call]
-                    total += value / scale
-            with clock("optimizer"):
-                descent.step()
-            step += 1
-            on_step(step, steps, total)
+                    passages = [
+                        _Passage(index, draw_mixture(block, bits, settings, mixing), bits in settings.bfloat16_bits)
+                        for index, group in enumerate(groups)
+                        if group and settings.takes_part(index, step)
+                        for bits in [draw(group, generator)]
+                    ]
+                    target = targets.read(rows)
+                    compare = partial(_compare, objective, target, rows)
+                    errors = {half: crew.start(compare, half) for half in {each.half for each in passages}}
+                    # Code is compiled in the first step, and by one thread.
+                    results = crew.map(run, passages, in_turn=step == 0)
+                with clock("optimizer"):
+                    descent.step([gradients for _, gradients in results])
+                step += 1
+                on_step(step, steps, sum(value for value, _ in results))
 
 
 def count_steps(samples: int, settings: Reconstruction) -> int:
@@ -116,10 +134,9 @@ def draw(group: Sequence[int], generator: torch.Generator) -> int:
 def _loss(
     block: CalibrationBlock,
     hidden: Tensor,
-    mixture: Mixture,
+    passage: _Passage,
     learned: Collection[int],
-    half: bool,
-    error: Error,
+    error: Callable[[], Error],
     forward: Pass,
     progress: float,
 ) -> Tensor:
@@ -128,12 +145,11 @@ def _loss(
     Linears that the mixture has at another width learn at that one, if it is one of those `learned`.
 
     Each width's weights are put in place of the derived ones, and where tokens are rounded likewise: while it trains,
-    the policy rounds softly, and a compiled pass must not depend on the width. With `half`, matrix products are made in
-    bfloat16.
+    the policy rounds softly, and a compiled pass must not depend on the width.
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None
-    bits, others = mixture.bits, dict(mixture.others)
+    bits, others = passage.mixture.bits, dict(passage.mixture.others)
     activation_bits, quantizers = block.recipe.activations.beside(bits), block.quantizers
     try:
         for each in quantizers:
@@ -149,16 +165,22 @@ def _loss(
                 penalty = undecided if penalty is None else penalty + undecided
             else:
                 layer.override = forward.weight(layer, width)
-        with block.multiplying(torch.bfloat16 if half else None):
+        with block.multiplying(torch.bfloat16 if passage.half else None):
             output = forward(block.call, block.module, hidden)
     finally:
         for layer in block.linears.values():
             layer.override = None
         for each in quantizers:
             each.override = None
-    with _autocast(hidden, half):
-        loss = error(output)
+    with _autocast(hidden, passage.half):
+        loss = error()(output)
     return loss if penalty is None else loss + UNDECIDED_WEIGHT * penalty
+
+
+def _compare(objective: Objective, target: Tensor, rows: Rows, half: bool) -> Error:
+    """The error that outputs for these samples have, as products in bfloat16 see the target or as others do."""
+    with _autocast(target, half):
+        return objective(target, rows)
 
 
 def _autocast(hidden: Tensor, half: bool) -> torch.autocast:

@@ -6,6 +6,7 @@ live in files that are mapped into memory, so that the operating system, not the
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -62,15 +63,20 @@ class StreamStore:
         self.budget, self.folder, self.device = budget, folder, device
         self.in_memory = 0
         self.in_files = 0
+        self._lock = threading.Lock()  # streams are rewritten side by side
 
     def empty(self, samples: int, tokens: int, hidden: int, dtype: torch.dtype) -> Stream:
         """A stream of undefined content."""
         count = samples * tokens * hidden
         size = count * dtype.itemsize
-        if self.in_memory + size <= self.budget:
-            self.in_memory += size
+        with self._lock:
+            fits = self.in_memory + size <= self.budget
+            if fits:
+                self.in_memory += size
+            else:
+                self.in_files += size
+        if fits:
             return Stream(torch.empty(samples, tokens, hidden, dtype=dtype), self.device)
-        self.in_files += size
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=STREAM_PREFIX) as file:
                 # Reserved now: a full disk that is met while writing to a mapped file kills the process.
@@ -93,10 +99,11 @@ class StreamStore:
                 fresh = stream if fits else self.empty(stream.samples, *_size(states), stream._states.dtype)
             fresh.write(rows, states)
         if fresh is not None and fresh is not stream:
-            if stream._in_file:
-                self.in_files -= stream._states.nbytes
-            else:
-                self.in_memory -= stream._states.nbytes
+            with self._lock:
+                if stream._in_file:
+                    self.in_files -= stream._states.nbytes
+                else:
+                    self.in_memory -= stream._states.nbytes
             stream.become(fresh)
 
     def copy(self, stream: Stream, chunk: int) -> Stream:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from quept.cli.console import bar, clean, show_table, size
+from quept.cli.console import show_table, size
+from quept.cli.progress import Display
 
 if TYPE_CHECKING:
     from quept.evaluation import AccuracyEvaluation, Comparison, Evaluation
@@ -26,7 +27,7 @@ def measure_accuracy(
     limit: int | None,
     batch_size: int,
     strict: bool,
-    quiet: bool,
+    shown: Display,
 ) -> "AccuracyEvaluation":
     """Accuracy at each precision, on all images of a source or the first `limit`, with its progress."""
     from quept.data import load_images
@@ -34,23 +35,20 @@ def measure_accuracy(
 
     source = load_images(data, processor, split="test", strict=strict)
     total = source.count if limit is None or source.count is None else min(limit, source.count)
-    with bar(quiet) as progress:
-        task = progress.add_task("", detail="")
-        evaluation = evaluate_accuracy(
-            model,
-            source.batches(batch_size, limit=limit),
-            precisions if calibrated or baseline else (),
-            plans=plans if calibrated or baseline else {},
-            calibrated=calibrated,
-            baseline=baseline,
-            stored=stored,
-            total=total,
-            progress=lambda label, done, count: progress.update(task, description=label, completed=done, total=count),
-        )
-        if source.skipped:
-            first = clean(next(iter(source.skipped)))
-            text = f"note: {len(source.skipped)} images could not be read and were left out, {first} for one."
-            progress.console.print(text, highlight=False, markup=False)
+    evaluation = evaluate_accuracy(
+        model,
+        source.batches(batch_size, limit=limit),
+        precisions if calibrated or baseline else (),
+        plans=plans if calibrated or baseline else {},
+        calibrated=calibrated,
+        baseline=baseline,
+        stored=stored,
+        total=total,
+        progress=shown.show,
+    )
+    if source.skipped:
+        first = next(iter(source.skipped))
+        shown.note(f"{len(source.skipped)} images could not be read and were left out, {first} for one.")
     return evaluation
 
 

@@ -13,7 +13,6 @@ from quept.cli.console import (
     JsonFile,
     ModelDtype,
     Quiet,
-    bar,
     check_target,
     clean,
     figure,
@@ -23,6 +22,7 @@ from quept.cli.console import (
     size,
     write_json,
 )
+from quept.cli.progress import display
 from quept.errors import InvalidInput, QueptError
 
 if TYPE_CHECKING:
@@ -111,17 +111,12 @@ def allocate(
         check_target("--output", output)
     task = Task(directory, sensitivity, count, bits, tuple(fix or ()), free, additive)
     console = out(quiet, json_file)
-    with bar(quiet) as progress:
-        shown = progress.add_task("", total=None, detail="")
-
-        def report(label: str, done: int, total: int | None) -> None:
-            progress.update(shown, description=label, completed=done, total=total)
-
+    with display(quiet, "planning" if not measuring else "opening the model and the data") as shown:
         gauge = None
         if measuring:
             assert data is not None
             limits = (max_tokens, max_images)
-            gauge = Gauge(directory, data, samples, limits, sequence_length, device, dtype, report)
+            gauge = Gauge(directory, data, samples, limits, sequence_length, device, dtype, shown.show)
         if front:
             assert gauge is not None
             result = draw_front(task, gauge, output, console)

@@ -13,7 +13,6 @@ from quept.cli.console import (
     JsonFile,
     MemoryBudget,
     Quiet,
-    bar,
     check_plot,
     check_target,
     out,
@@ -22,6 +21,7 @@ from quept.cli.console import (
     size,
     write_json,
 )
+from quept.cli.progress import display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -77,19 +77,19 @@ def bench(
         )
     widths = parse_precisions(bits) if bits else tuple(model.quept_manifest.recipe.bits)
     settings: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "repeats": repeats}
-    with bar(quiet) as progress:
-        task = progress.add_task("memory", detail="", total=(repeats + tokens) * (len(widths) + baseline))
-        settings["on_step"] = lambda: progress.update(task, advance=1)
+    with display(quiet, "memory") as shown:
+        shown.show("memory", 0, (repeats + tokens) * (len(widths) + baseline))
+        settings["on_step"] = shown.advance
         bandwidth = read_bandwidth() if available() else math.nan
         full: Speed | None = None
         if baseline:
-            progress.update(task, description="bfloat16")
+            shown.show("bfloat16")
             plain = load(directory, dtype=torch.bfloat16, packed=False, verify=False)
             full = measure_speed(plain, None, **settings)
             del plain
         speeds = []
         for width in widths:
-            progress.update(task, description=f"{width} bits")
+            shown.show(f"{width} bits")
             speeds.append(measure_speed(model, width, **settings))
     show(speeds, full, bandwidth, f"{directory}, {torch.get_num_threads()} threads", out(quiet, json_file))
     if plot is not None:

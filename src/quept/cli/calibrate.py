@@ -5,20 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress as Bar
 
 from quept.cli.console import (
     Device,
     Interrupted,
     JsonFile,
     Quiet,
-    bar,
     check_target,
     clean,
     out,
     show_table,
     write_json,
 )
+from quept.cli.progress import Display, display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ def calibrate(
         group_size=group_size,
         rank=rank,
     )
-    with bar(quiet) as progress:
-        display = Display(progress)
+    with display(quiet, "opening the model and the data") as shown:
+        told = Told(shown)
         try:
             report = run(
                 model,
@@ -109,14 +108,14 @@ def calibrate(
                 compiled=compiled,
                 strict=strict,
                 stream_memory=int(stream_memory * 10**9),
-                progress=display,
+                progress=told,
             )
         except KeyboardInterrupt:
             raise Interrupted(
                 "Interrupted. Where blocks were finished, the same command with --resume goes on."
             ) from None
     show(report, out(quiet, json_file))
-    write_json(json_file, {**to_json(report), "notes": display.notes})
+    write_json(json_file, {**to_json(report), "notes": told.notes})
 
 
 def override(
@@ -152,32 +151,44 @@ def override(
     return recipe.updated(**changes) if changes else recipe
 
 
-class Display:
-    """Shows a calibration's progress, and keeps its notes."""
+class Told:
+    """Passes a calibration's progress on to a display, and keeps its notes."""
 
-    def __init__(self, bars: Bar) -> None:
-        self.bars, self.notes = bars, list[str]()
-        self._task = bars.add_task("opening the model", total=None, detail="")
-        self._blocks = self._steps = 0
+    def __init__(self, shown: Display) -> None:
+        self.shown, self.notes = shown, list[str]()
+        self._blocks = self._steps = self._block = self._done = 0
+        self._stage = ""
+
+    def stage(self, name: str) -> None:
+        """Another phase begins; training changes between two with every step."""
+        name = "training" if name in ("forward and backward", "optimizer") else name
+        if name != self._stage:
+            self._stage = name
+            self._show("")
 
     def start(self, blocks: int, steps: int) -> None:
         """Now the amount of work is known."""
         self._blocks, self._steps = blocks, steps
-        self.bars.update(self._task, total=blocks * steps, description=f"block 1/{blocks}")
+        self._show("")
 
     def step(self, block: int, step: int, loss: float) -> None:
         """One more step."""
-        self.bars.update(
-            self._task,
-            completed=block * self._steps + step,
-            description=f"block {block + 1}/{self._blocks}",
-            detail="read back" if loss != loss else f"loss {loss:.4g}",
-        )
+        self._done = block * self._steps + step
+        # What follows the last step of a block belongs to the next one's time, but is still about this one.
+        self._block = block
+        self._show("read back" if loss != loss else f"loss {loss:.4g}")
 
     def note(self, text: str) -> None:
         """Keep and show a note."""
         self.notes.append(text)
-        self.bars.console.print(f"note: {clean(text)}", highlight=False, markup=False)
+        self.shown.note(text)
+
+    def _show(self, detail: str) -> None:
+        if not self._blocks:
+            self.shown.show(self._stage)
+            return
+        label = f"block {self._block + 1}/{self._blocks}, {self._stage}"
+        self.shown.show(label, self._done, self._blocks * self._steps, detail)
 
 
 def show(report: "Report", console: Console) -> None:

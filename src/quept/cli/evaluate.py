@@ -1,5 +1,6 @@
 """`quept evaluate`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from quept.cli.console import (
     JsonFile,
     ModelDtype,
     Quiet,
-    bar,
     check_plot,
     check_target,
     figure,
@@ -23,6 +23,7 @@ from quept.cli.console import (
     size,
     write_json,
 )
+from quept.cli.progress import Display, display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ def evaluate(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also plain rounding to nearest, at the same granularity.")
     ] = False,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The language model that was calibrated: also how far predictions are from its own (KL divergence).",
+        ),
+    ] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens per window. Default: as calibrated, or 2048 or the model's limit."),
@@ -71,7 +79,9 @@ def evaluate(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also draw accuracy against bits: a .png or .html file."),
+        typer.Option(
+            metavar="FILE", help="Also draw accuracy, or with --original divergence, against bits: .png or .html."
+        ),
     ] = None,
     device: Device = "auto",
     dtype: ModelDtype = "auto",
@@ -85,24 +95,26 @@ def evaluate(
     """
     check_plot("--plot", plot)
     check_target("--json", json_file)
-    evaluation = measure(
-        model,
-        data,
-        bits=bits,
-        kv_bits=kv_bits,
-        plans=plan or (),
-        baseline=baseline,
-        sequence_length=sequence_length,
-        stride=stride,
-        max_tokens=max_tokens,
-        max_images=max_images,
-        batch_size=batch_size,
-        strict=strict,
-        recipe=recipe,
-        device=device,
-        dtype=dtype,
-        quiet=quiet,
-    )
+    with display(quiet, "opening the model and the data") as shown:
+        evaluation = measure(
+            model,
+            data,
+            shown,
+            bits=bits,
+            kv_bits=kv_bits,
+            plans=plan or (),
+            baseline=baseline,
+            original=original,
+            sequence_length=sequence_length,
+            stride=stride,
+            max_tokens=max_tokens,
+            max_images=max_images,
+            batch_size=batch_size,
+            strict=strict,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+        )
     show(evaluation, model, out(quiet, json_file))
     write_json(json_file, {**evaluation.to_json(), "model": model, "data": data})
     if plot is not None:
@@ -112,11 +124,13 @@ def evaluate(
 def measure(
     model: str,
     data: str,
+    shown: Display,
     *,
     bits: str | None = None,
     kv_bits: int | None = None,
     plans: Sequence[Path] = (),
     baseline: bool = False,
+    original: str | None = None,
     sequence_length: int | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
@@ -126,9 +140,8 @@ def measure(
     recipe: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    quiet: bool = False,
 ) -> "Evaluation | AccuracyEvaluation":
-    """What `quept evaluate` measures, with its progress; see there for the arguments."""
+    """What `quept evaluate` measures, telling `shown` how far it is; see there for the arguments."""
     from quept.data import token_stream
     from quept.evaluation import evaluate_widths
     from quept.plan import PrecisionPlan, parse_precisions
@@ -145,7 +158,9 @@ def measure(
     chosen = _all_widths(opened.model) if wanted is None else wanted
     precisions = [widths.with_keys_values(kv_bits) for widths in chosen]
     if opened.task == "image-classification":
-        _refuse_text_options(kv_bits=kv_bits, sequence_length=sequence_length, stride=stride, max_tokens=max_tokens)
+        _refuse_text_options(
+            original=original, kv_bits=kv_bits, sequence_length=sequence_length, stride=stride, max_tokens=max_tokens
+        )
         return measure_accuracy(
             opened.model,
             opened.processor,
@@ -158,23 +173,22 @@ def measure(
             limit=max_images,
             batch_size=batch_size,
             strict=strict,
-            quiet=quiet,
+            shown=shown,
         )
     tokens = token_stream(data, opened.processor, max_tokens=max_tokens)
-    with bar(quiet) as progress:
-        task = progress.add_task("", detail="")
-        return evaluate_widths(
-            opened.model,
-            tokens,
-            precisions if opened.calibrated or baseline else (),
-            plans=named,
-            sequence_length=opened.sequence_length if sequence_length is None else sequence_length,
-            stride=stride,
-            calibrated=opened.calibrated,
-            baseline=baseline,
-            stored=opened.stored,
-            progress=lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
-        )
+    return evaluate_widths(
+        opened.model,
+        tokens,
+        precisions if opened.calibrated or baseline else (),
+        plans=named,
+        sequence_length=opened.sequence_length if sequence_length is None else sequence_length,
+        stride=stride,
+        calibrated=opened.calibrated,
+        baseline=baseline,
+        original=None if original is None else _open_original(original, opened.model),
+        stored=opened.stored,
+        progress=shown.show,
+    )
 
 
 @dataclass(frozen=True)
@@ -224,7 +238,14 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     return Opened(plain, task, source.open_processor(model, plain.config), length, False, stored)
 
 
-def _refuse_text_options(**given: int | None) -> None:
+def _open_original(source: str, beside: Any) -> Any:
+    """The model to compare predictions with, on the device and in the dtype of the one beside it."""
+    from quept.architectures.checkpoint import cast_parameters, open_model
+
+    return cast_parameters(open_model(source), beside.dtype).to(beside.device)
+
+
+def _refuse_text_options(**given: int | str | None) -> None:
     for name, value in given.items():
         if value is not None:
             option = "--" + name.replace("_", "-")
@@ -258,15 +279,28 @@ def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Con
     if isinstance(evaluation, AccuracyEvaluation):
         show_accuracy(evaluation, title, console)
         return
-    rows = [
-        (reference(evaluation), figure(evaluation.full_precision), "-", full_size(evaluation)),
-    ]
+    compared = evaluation.full_precision_kl is not None
+
+    def kl(*values: float | None) -> tuple[str, ...]:
+        return tuple("-" if value is None else f"{value:.2g}" for value in values) if compared else ()
+
+    full_kl = kl(evaluation.full_precision_kl, None)
+    rows = [(reference(evaluation), figure(evaluation.full_precision), "-", *full_kl, full_size(evaluation))]
     rows += [
-        (result.precision, figure(result.perplexity), figure(result.baseline), size(result.bytes))
+        (
+            result.precision,
+            figure(result.perplexity),
+            figure(result.baseline),
+            *kl(result.kl, result.baseline_kl),
+            size(result.bytes),
+        )
         for result in evaluation.results
     ]
     heading = f"Perplexity of {title} on {evaluation.tokens:,} tokens, windows of {evaluation.sequence_length}"
-    show_table(console, heading, ("bits", "quept", "rounding", "packed size"), rows)
+    columns = ["bits", "quept", "rounding", *(["KL quept", "KL rounding"] if compared else []), "packed size"]
+    show_table(console, heading, columns, rows)
+    if compared:
+        console.print("KL: how far predictions are from the original model's, in nats per token; 0 is the same.")
 
 
 def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) -> None:
@@ -277,6 +311,13 @@ def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) 
     if isinstance(evaluation, AccuracyEvaluation):
         metric = "top-1 error (%)"
         full_precision, points = error_points(evaluation)
+    elif evaluation.full_precision_kl is not None:
+        metric, full_precision = "KL divergence (nats per token)", math.nan  # of the original itself it is zero
+        points = tuple(
+            Point(int(result.bits), result.kl, result.baseline_kl, result.bytes)
+            for result in evaluation.results
+            if result.kl is not None and result.precision.isdigit()
+        )
     else:
         metric, full_precision = evaluation.metric, evaluation.full_precision
         points = tuple(

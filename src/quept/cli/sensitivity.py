@@ -13,7 +13,6 @@ from quept.cli.console import (
     JsonFile,
     ModelDtype,
     Quiet,
-    bar,
     check_plot,
     check_target,
     clean,
@@ -21,6 +20,7 @@ from quept.cli.console import (
     show_table,
     write_json,
 )
+from quept.cli.progress import display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -74,30 +74,27 @@ def sensitivity(
     from quept.search.table import SensitivityTable, rank_correlation
 
     other = None if compare is None else SensitivityTable.read(compare)
-    subject, origin = open_subject(
-        directory,
-        data,
-        metric=metric,
-        kv_bits=kv_bits,
-        samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
-    if other is not None:
-        other.check_model(origin.model, str(compare))
     console = out(quiet, json_file)
-    with bar(quiet) as progress:
-        task = progress.add_task("", total=None, detail="")
+    with display(quiet, "opening the model and the data") as shown:
+        subject, origin = open_subject(
+            directory,
+            data,
+            metric=metric,
+            kv_bits=kv_bits,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+        if other is not None:
+            other.check_model(origin.model, str(compare))
         try:
             table = measure_table(
                 subject,
                 origin,
                 output,
-                progress=lambda label, done, total: progress.update(
-                    task, description=label, completed=done, total=total
-                ),
+                progress=shown.show,
                 note=lambda text: console.print(f"note: {clean(text)}"),
             )
         except KeyboardInterrupt:

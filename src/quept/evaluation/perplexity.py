@@ -52,6 +52,7 @@ def perplexity(
     stride: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_logits: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Perplexity:
     """Measure the perplexity of a causal language model on a token stream.
 
@@ -70,6 +71,7 @@ def perplexity(
         batch_size: Windows per forward pass; by default about 2048 tokens. It does not change the result
             beyond rounding.
         progress: Called as (windows done, windows in total) after each forward pass.
+        on_logits: Called with the ids `(windows, tokens)` and the logits `(windows, tokens, vocabulary)` of each.
 
     Returns:
         The perplexity; its value is inf, without an exception, when the model's losses are not finite.
@@ -89,7 +91,7 @@ def perplexity(
     total, done = 0.0, 0
     with eval_mode(model), torch.inference_mode():
         for batch in _batches(windows, batch_size):
-            total += _negative_log_likelihood(model, tokens, batch)
+            total += _negative_log_likelihood(model, tokens, batch, on_logits)
             done += len(batch)
             if progress is not None:
                 progress(done, len(windows))
@@ -147,9 +149,16 @@ def _batches(windows: list[_Window], batch_size: int) -> Iterator[list[_Window]]
         yield windows[whole:]
 
 
-def _negative_log_likelihood(model: "PreTrainedModel", tokens: torch.Tensor, batch: list[_Window]) -> float:
+def _negative_log_likelihood(
+    model: "PreTrainedModel",
+    tokens: torch.Tensor,
+    batch: list[_Window],
+    on_logits: Callable[[torch.Tensor, torch.Tensor], None] | None,
+) -> float:
     ids = torch.stack([tokens[window.start : window.end] for window in batch]).to(model.device, torch.int64)
     logits = model(input_ids=ids, use_cache=False).logits
+    if on_logits is not None:
+        on_logits(ids, logits)
     ids = ids.to(logits.device)
     losses = [
         functional.cross_entropy(scores.float(), targets, reduction="none")

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quept.errors import InvalidInput
+from quept.evaluation.divergence import total_kl
 from quept.evaluation.perplexity import perplexity
 from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
 from quept.plan import PrecisionPlan, Widths
 from quept.precision import at_precision, master_name, rounded_to_nearest
+
+KEPT_LOGITS = 1 << 30  # bytes of an original's logits that are kept from one width to the next
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class WidthResult:
     """One precision: perplexity as calibrated and rounded to nearest, and the model's bytes when packed at it.
 
     `bits` is the width of the weights, and of a plan the mean over them; `precision` names it, and the others that were
-    asked for, as in `w4a8`, or is the plan's name.
+    asked for, as in `w4a8`, or is the plan's name. `kl` and `baseline_kl` are the divergences of the predictions from
+    the original model's, in nats per token, where there was one to compare with.
     """
 
     bits: float
@@ -26,6 +31,8 @@ class WidthResult:
     perplexity: float | None
     baseline: float | None
     bytes: int
+    kl: float | None = None
+    baseline_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Evaluation:
     sequence_length: int
     stride: int
     results: tuple[WidthResult, ...]
+    full_precision_kl: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dump`."""
@@ -60,15 +68,18 @@ def evaluate_widths(
     stride: int | None = None,
     calibrated: bool = True,
     baseline: bool = False,
+    original: Any = None,
     stored: torch.dtype | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Perplexity of an elastic model at full precision and at each of some precisions, on the same tokens.
 
     `plans` are measured as well, by name. `calibrated=False` leaves out the calibrated widths (for a model that was
-    not), `baseline=True` adds plain rounding to nearest at the same granularity. `stored` is the checkpoint's dtype,
-    for the sizes (None: the dtype that the model is held in). `progress` is told what is measured, windows done and in
-    total. What a precision does not name runs at full precision.
+    not), `baseline=True` adds plain rounding to nearest at the same granularity. `original`, the model that was
+    calibrated, adds the KL divergence of all predictions from its own. `stored` is the checkpoint's dtype, for the
+    sizes (None: the dtype that the model is held in). `progress` is told what is measured, and how much of all is done,
+    in windows. What a precision does not name runs at full precision. Raises `InvalidInput` for an original of another
+    vocabulary.
     """
     parsed = [Widths.parse(precision) for precision in precisions]
     wanted: list[tuple[str, str, Widths | PrecisionPlan]] = [(str(each), named(each), each) for each in parsed]
@@ -76,25 +87,37 @@ def evaluate_widths(
     for _, _, precision in wanted:
         with at_precision(model, precision):  # a width that is not there is told now, not after minutes
             pass
+    compared = None if original is None else _Original(original, model)
+    passes, begun = 1 + len(wanted) * (calibrated + baseline), 0
 
-    def measure(label: str) -> float:
-        report = None if progress is None else lambda done, total: progress(label, done, total)
-        return perplexity(model, tokens, sequence_length=sequence_length, stride=stride, progress=report).value
+    def measure(label: str) -> tuple[float, float | None]:
+        nonlocal begun
+        before, begun = begun, begun + 1
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(label, before * total + done, passes * total)
+
+        on_logits = None if compared is None else compared.start()
+        found = perplexity(
+            model, tokens, sequence_length=sequence_length, stride=stride, progress=report, on_logits=on_logits
+        )
+        return found.value, None if compared is None else compared.mean()
 
     with at_precision(model, None):
-        full_precision = measure(master_name(model))
+        full_precision, full_precision_kl = measure(master_name(model))
     results = []
     for name, label, precision in wanted:
-        value = rounded = None
+        value = kl = rounded = rounded_kl = None
         with at_precision(model, None):
             if baseline:
                 with rounded_to_nearest(model, precision):
-                    rounded = measure(f"{label}, rounding")
+                    rounded, rounded_kl = measure(f"{label}, rounding")
             with at_precision(model, precision):
                 bits, bytes_ = mean_bits(model), current_bytes(model, stored or model.dtype)
                 if calibrated:
-                    value = measure(label)
-        results.append(WidthResult(bits, name, value, rounded, bytes_))
+                    value, kl = measure(label)
+        results.append(WidthResult(bits, name, value, rounded, bytes_, kl, rounded_kl))
     return Evaluation(
         metric="perplexity",
         reference=master_name(model),
@@ -104,7 +127,47 @@ def evaluate_widths(
         sequence_length=sequence_length,
         stride=stride or sequence_length,
         results=tuple(results),
+        full_precision_kl=full_precision_kl,
     )
+
+
+class _Original:
+    """The model that predictions are compared with, batch by batch; its logits are kept as far as they fit."""
+
+    def __init__(self, model: Any, other: Any) -> None:
+        mine, others = model.config.get_text_config().vocab_size, other.config.get_text_config().vocab_size
+        if mine != others:
+            raise InvalidInput(
+                f"The original model predicts {mine} tokens and this one {others}, so that they cannot be compared; "
+                "give the model that was calibrated."
+            )
+        self._model, self._kept, self._bytes = model, dict[int, Tensor](), 0
+        self._batch = self._predictions = 0
+        self._total = 0.0
+
+    def start(self) -> Callable[[Tensor, Tensor], None]:
+        """Begin another pass over the same batches; returns what is to be told of each."""
+        self._batch = self._predictions = 0
+        self._total = 0.0
+        return self._compare
+
+    def mean(self) -> float:
+        """KL divergence of this pass, in nats per token."""
+        return self._total / self._predictions
+
+    def _compare(self, ids: Tensor, logits: Tensor) -> None:
+        self._total += total_kl(self._logits(ids).flatten(0, 1), logits.flatten(0, 1))
+        self._predictions += ids.numel()
+        self._batch += 1
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        found = self._kept.get(self._batch)
+        if found is None:
+            found = self._model(input_ids=ids.to(self._model.device), use_cache=False).logits.to(ids.device)
+            if self._bytes + found.nbytes <= KEPT_LOGITS:
+                self._kept[self._batch] = found
+                self._bytes += found.nbytes
+        return found
 
 
 def named(widths: Widths) -> str:

@@ -249,6 +249,10 @@ class ElasticWeight(nn.Module):
             self._extremes[bits] = affine.extremes(grouped)
         return self.offsets
 
+    def learning(self) -> list[Tensor]:
+        """Return what the layer has, while rounding is learned, beside parameters and buffers."""
+        return [*self.offsets.values(), *(end for ends in self._extremes.values() for end in ends)]
+
     @torch.no_grad()
     def round_master(self) -> None:
         """Where there is a store, round the weight to its master; from now on the weight is what that stands for."""
