@@ -69,17 +69,16 @@ def bench(
         torch.set_num_threads(threads)
     kept = None if dtype == "auto" else choose_dtype(dtype, torch.device("cpu"))
     budget = None if memory_budget is None else parse_size(memory_budget)
-    model = load(directory, dtype=kept, packed=True, exact=exact, memory_budget=budget)
-    if architecture_of(model.config.model_type).task != "text-generation":
-        raise InvalidInput(
-            f"{directory} holds a {model.config.model_type} model, which classifies images; bench is for models that "
-            "generate text."
-        )
-    widths = parse_precisions(bits) if bits else tuple(model.quept_manifest.recipe.bits)
-    settings: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "repeats": repeats}
-    with display(quiet, "memory") as shown:
+    with display(quiet, "opening the model") as shown:
+        model = load(directory, dtype=kept, packed=True, exact=exact, memory_budget=budget)
+        if architecture_of(model.config.model_type).task != "text-generation":
+            raise InvalidInput(
+                f"{directory} holds a {model.config.model_type} model, which classifies images; bench is for models "
+                "that generate text."
+            )
+        widths = parse_precisions(bits) if bits else tuple(model.quept_manifest.recipe.bits)
         shown.show("memory", 0, (repeats + tokens) * (len(widths) + baseline))
-        settings["on_step"] = shown.advance
+        settings: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "repeats": repeats, "on_step": shown.advance}
         bandwidth = read_bandwidth() if available() else math.nan
         full: Speed | None = None
         if baseline:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from quept.cli.console import Device, JsonFile, MemoryBudget, Quiet, check_target, out, parse_size, size, write_json
+from quept.cli.progress import display
 from quept.errors import InvalidInput
 
 
@@ -62,7 +63,8 @@ def generate(
         )
     planned = None if plan is None else PrecisionPlan.read(plan)
     budget = None if memory_budget is None else parse_size(memory_budget)
-    model = load(directory, planned, device=device, memory_budget=budget)
+    with display(quiet, "opening the model"):
+        model = load(directory, planned, device=device, memory_budget=budget)
     if architecture_of(model.config.model_type).task != "text-generation":
         raise InvalidInput(
             f"{directory} holds a {model.config.model_type} model, which classifies images and generates no text; see "

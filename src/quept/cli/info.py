@@ -17,6 +17,7 @@ from quept.cli.console import (
     size,
     write_json,
 )
+from quept.cli.progress import display
 
 if TYPE_CHECKING:
     from quept.architectures import Architecture
@@ -43,7 +44,8 @@ def info(
     from quept.storage import load
     from quept.widths import MAX_BITS
 
-    model = load(directory)
+    with display(quiet, "opening the artifact"):
+        model = load(directory)
     manifest = model.quept_manifest
     recipe, provenance = manifest.recipe, manifest.provenance
     architecture = architecture_of(manifest.architecture)
