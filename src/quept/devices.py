@@ -1,4 +1,7 @@
-"""Where computation runs."""
+"""Where computation runs, and on how many of a processor's threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,6 +23,31 @@ def choose_device(name: str | torch.device) -> torch.device:
             f"The device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices; choose auto or cpu."
         )
     return torch.device(name)
+
+
+SHORT = 1 << 19  # values of an operation's result; one with fewer is not worth splitting between threads
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within: operations of this thread, and of threads that begin, are split between `count`; None is as before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
+def threads_for(values: int) -> int | None:
+    """Return how many threads suit operations on so many values: one for short ones, else (None) as many as there are.
+
+    Threads that wait for one another at the end of every short operation gain little, and beside a busy process they
+    lose many times that.
+    """
+    return 1 if values < SHORT else None
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -69,10 +69,12 @@ def test_tasks_overlap_and_results_come_in_order(two_threads):
         met.wait()  # each waits for the others: in turn, none would end
         return item, torch.get_num_threads()
 
-    with Crew.of(CPU, 3, task_bytes=1, values=1) as crew:
+    for values, alone in ((1, 1), (1 << 20, 2)):  # short operations are never split
+        with Crew.of(CPU, 3, task_bytes=1, values=values) as crew, crew.undivided():
+            assert torch.get_num_threads() == alone
+    with Crew.of(CPU, 3, task_bytes=1, values=1 << 20) as crew:
         assert crew.map(task, [3, 1, 2]) == [(3, 1), (1, 1), (2, 1)]
         with crew.undivided():
-            assert torch.get_num_threads() == 2
             assert crew.map(lambda item: threading.current_thread().name, [1]) == [threading.current_thread().name]
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2

@@ -18,18 +18,22 @@ from typing import Self, TypeVar
 
 import torch
 
+from quept.devices import threads, threads_for
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SHORT = 1 << 18  # values of an operation's result; one with fewer is not worth splitting
 MEMORY_SHARE = 0.25  # of the machine's memory, for what tasks that run at once take together
 
 
 class Crew:
-    """Runs up to `at_once` tasks at the same time, each with `each` threads of PyTorch's; `each` None leaves these."""
+    """Runs up to `at_once` tasks at the same time, each with `each` threads of PyTorch's; `each` None leaves these.
 
-    def __init__(self, at_once: int = 1, each: int | None = None) -> None:
-        self.at_once, self.each = at_once, each
+    `alone` is how many an operation has while nothing runs side by side; None is as many as before.
+    """
+
+    def __init__(self, at_once: int = 1, each: int | None = None, alone: int | None = None) -> None:
+        self.at_once, self.each, self.alone = at_once, each, alone
         self._pool: ThreadPoolExecutor | None = None
         self._before = torch.get_num_threads()
 
@@ -39,11 +43,11 @@ class Crew:
 
         `task_bytes` is what one takes of memory while it runs. PyTorch's number of threads is what may be used in all.
         """
-        threads = torch.get_num_threads()
-        if device.type != "cpu" or threads == 1:
+        count = torch.get_num_threads()
+        if device.type != "cpu" or count == 1:
             return cls()
         at_once = max(1, min(tasks, int(MEMORY_SHARE * _memory() / max(1, task_bytes))))
-        return cls(at_once, 1 if values < SHORT else max(1, threads // at_once))
+        return cls(at_once, threads_for(values) or max(1, count // at_once), threads_for(values))
 
     def map(self, task: Callable[[Item], Result], items: Iterable[Item], in_turn: bool = False) -> list[Result]:
         """Return what `task` gives for each item, in their order; the first that fails raises when all have ended."""
@@ -69,16 +73,13 @@ class Crew:
 
     @contextmanager
     def undivided(self) -> Iterator[None]:
-        """Within: nothing runs side by side, and each operation has all threads."""
+        """Within: nothing runs side by side, and operations that are long enough have all threads."""
         pool, self._pool = self._pool, None
-        if self.each is not None:
-            torch.set_num_threads(self._before)
         try:
-            yield
+            with threads(None if self.each is None else self.alone or self._before):
+                yield
         finally:
             self._pool = pool
-            if self.each is not None:
-                torch.set_num_threads(self.each)
 
     def __enter__(self) -> Self:
         self._before = torch.get_num_threads()

@@ -279,28 +279,33 @@ def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Con
     if isinstance(evaluation, AccuracyEvaluation):
         show_accuracy(evaluation, title, console)
         return
-    compared = evaluation.full_precision_kl is not None
+    compared, stored = evaluation.original is not None, evaluation.reference != "full precision"
 
-    def kl(*values: float | None) -> tuple[str, ...]:
-        return tuple("-" if value is None else f"{value:.2g}" for value in values) if compared else ()
+    def row(
+        name: str, value: float | None, rounding: float | None, kl: float | None, rounding_kl: float | None, bytes_: str
+    ) -> tuple[str, ...]:
+        divergences = tuple("-" if each is None else f"{each:.2g}" for each in (kl, rounding_kl))
+        return name, figure(value), figure(rounding), *(divergences if compared else ()), bytes_
 
-    full_kl = kl(evaluation.full_precision_kl, None)
-    rows = [(reference(evaluation), figure(evaluation.full_precision), "-", *full_kl, full_size(evaluation))]
-    rows += [
-        (
-            result.precision,
-            figure(result.perplexity),
-            figure(result.baseline),
-            *kl(result.kl, result.baseline_kl),
-            size(result.bytes),
-        )
-        for result in evaluation.results
+    rows = [
+        row(each.precision, each.perplexity, each.baseline, each.kl, each.baseline_kl, size(each.bytes))
+        for each in evaluation.results
     ]
+    before = size(evaluation.full_precision_bytes)
+    if compared:
+        rows.insert(0, row("original", evaluation.original, None, 0.0, None, before))
+    else:
+        rows.insert(0, row(reference(evaluation), evaluation.full_precision, None, None, None, full_size(evaluation)))
     heading = f"Perplexity of {title} on {evaluation.tokens:,} tokens, windows of {evaluation.sequence_length}"
     columns = ["bits", "quept", "rounding", *(["KL quept", "KL rounding"] if compared else []), "packed size"]
     show_table(console, heading, columns, rows)
     if compared:
         console.print("KL: how far predictions are from the original model's, in nats per token; 0 is the same.")
+    if stored:
+        console.print(
+            f"The {evaluation.reference} is what the artifact stores of each weight, rounded to nearest; all other "
+            f"widths are made from it. Before it was calibrated the model took {before}."
+        )
 
 
 def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) -> None:
@@ -311,7 +316,7 @@ def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) 
     if isinstance(evaluation, AccuracyEvaluation):
         metric = "top-1 error (%)"
         full_precision, points = error_points(evaluation)
-    elif evaluation.full_precision_kl is not None:
+    elif evaluation.original is not None:
         metric, full_precision = "KL divergence (nats per token)", math.nan  # of the original itself it is zero
         points = tuple(
             Point(int(result.bits), result.kl, result.baseline_kl, result.bytes)

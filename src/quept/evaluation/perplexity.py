@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from quept.devices import SHORT, threads, threads_for
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def perplexity(
 
     windows = list(_windows(len(tokens), sequence_length, stride))
     total, done = 0.0, 0
-    with eval_mode(model), torch.inference_mode():
+    values = batch_size * sequence_length * getattr(model.config.get_text_config(), "hidden_size", SHORT)
+    with eval_mode(model), torch.inference_mode(), threads(threads_for(values)):
         for batch in _batches(windows, batch_size):
             total += _negative_log_likelihood(model, tokens, batch, on_logits)
             done += len(batch)

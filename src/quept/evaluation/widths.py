@@ -40,7 +40,8 @@ class Evaluation:
     """All widths of one model on one text; lower is better.
 
     `full_precision` is measured without a width; `reference` names what that is, which a store's master is not quite.
-    `full_precision_bytes` are those of the model before it was calibrated.
+    `full_precision_bytes` are those of the model before it was calibrated, and `original` is its perplexity, where it
+    was measured.
     """
 
     metric: str
@@ -52,6 +53,7 @@ class Evaluation:
     stride: int
     results: tuple[WidthResult, ...]
     full_precision_kl: float | None = None
+    original: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dump`."""
@@ -88,22 +90,23 @@ def evaluate_widths(
         with at_precision(model, precision):  # a width that is not there is told now, not after minutes
             pass
     compared = None if original is None else _Original(original, model)
-    passes, begun = 1 + len(wanted) * (calibrated + baseline), 0
+    passes, begun = 1 + (compared is not None) + len(wanted) * (calibrated + baseline), 0
 
-    def measure(label: str) -> tuple[float, float | None]:
+    def measure(label: str, measured: Any = model) -> tuple[float, float | None]:
         nonlocal begun
-        before, begun = begun, begun + 1
+        earlier, begun = begun, begun + 1
 
         def report(done: int, total: int) -> None:
             if progress is not None:
-                progress(label, before * total + done, passes * total)
+                progress(label, earlier * total + done, passes * total)
 
         on_logits = None if compared is None else compared.start()
         found = perplexity(
-            model, tokens, sequence_length=sequence_length, stride=stride, progress=report, on_logits=on_logits
+            measured, tokens, sequence_length=sequence_length, stride=stride, progress=report, on_logits=on_logits
         )
         return found.value, None if compared is None else compared.mean()
 
+    before = None if compared is None else measure("the original model", original)[0]
     with at_precision(model, None):
         full_precision, full_precision_kl = measure(master_name(model))
     results = []
@@ -128,6 +131,7 @@ def evaluate_widths(
         stride=stride or sequence_length,
         results=tuple(results),
         full_precision_kl=full_precision_kl,
+        original=before,
     )
 
 
