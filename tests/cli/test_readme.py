@@ -11,8 +11,8 @@ from quept import builtin
 
 README = Path(__file__).parents[2] / "README.md"
 # What stands for the reader's own, and what makes a calibration short.
-SHORT = "--samples 8 --epochs 1 --batch-size 4".split()
-SHORT_TEXT = "--sequence-length 64".split()
+SHORT = ["--samples", "8", "--epochs", "1", "--batch-size", "4"]
+SHORT_TEXT = ["--sequence-length", "64"]
 
 # One process for all, for the sake of what importing takes; its warnings are of first imports too.
 DRIVER = """
@@ -50,28 +50,34 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The README's `quept` commands, with the built-in models in the place of the reader's."""
+    """The README's `quept` commands, with the built-in models in the place of the reader's.
+
+    `DIR` is what the block of a command calibrates, or else what the first block does.
+    """
     found = []
-    for line in "\n".join(blocks("bash")).splitlines():
-        command, _, _ = line.partition("  #")
-        words = re.sub(r'"([^"]*)"', lambda match: match[1].replace(" ", "_"), command).split()
-        if not words or words[0] != "quept":
-            continue
-        images = "IMAGES" in words or "vision" in words
-        model = builtin.vision_model_path() if images else builtin.model_path()
-        data = builtin.test_images_path() if images else "text.txt"
-        own = {"MODEL": model, "DIR": "vision" if images else "artifact", "TEXT": data, "IMAGES": data}
-        words = [str(own.get(word, word)) for word in words]
-        if words[1] == "calibrate":
-            words += [*SHORT, *([] if images else SHORT_TEXT)]
-        found.append(words)
+    for number, block in enumerate(blocks("bash")):
+        own = f"artifact-{number}" if "quept calibrate" in block and found else "artifact"
+        for line in block.splitlines():
+            command, _, _ = line.partition("  #")
+            words = re.sub(r'"([^"]*)"', lambda match: match[1].replace(" ", "_"), command).split()
+            if words and words[0] == "quept" and words[1] != "demo":  # which has its own test
+                found.append(_ready(words, own))
     return found
+
+
+def _ready(words: list[str], directory: str) -> list[str]:
+    images = "IMAGES" in words
+    model = builtin.vision_model_path() if images else builtin.model_path()
+    data = builtin.test_images_path() if images else "text.txt"
+    given = {"MODEL": model, "DIR": directory, "TEXT": data, "IMAGES": data}
+    words = [str(given.get(word, word)) for word in words]
+    return words + ([*SHORT, *([] if images else SHORT_TEXT)] if words[1] == "calibrate" else [])
 
 
 def test_nothing_in_the_readme_is_deprecated(tmp_path):
     (tmp_path / "text.txt").write_text(builtin.test_text_path().read_text()[:8000])
     (tmp_path / "calibration.txt").symlink_to("text.txt")
-    all_commands = [words for words in commands() if words[1] != "demo"]  # which has its own test
+    all_commands = commands()
     assert {words[1] for words in all_commands} == {
         *("calibrate", "evaluate", "generate", "info", "bench", "sensitivity", "allocate")
     }

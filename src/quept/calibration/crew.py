@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Self, TypeVar
 
 import torch
@@ -66,7 +67,8 @@ class Crew:
     def start(self, task: Callable[[Item], Result], item: Item) -> "Future[Result]":
         """Begin one task; without threads of its own, the crew ends it first."""
         if self._pool is not None:
-            return self._pool.submit(task, item)
+            # In this thread's context: settings of PyTorch's compiler are part of it.
+            return self._pool.submit(copy_context().run, task, item)
         done: Future[Result] = Future()
         done.set_result(task(item))
         return done

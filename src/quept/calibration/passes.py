@@ -26,12 +26,18 @@ class Pass(Protocol):
     def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
         """The layer's weight at a width, `(out, in)`."""
 
+    @property
+    def compiles(self) -> bool:
+        """Whether code may be compiled the first time that a block runs, which one thread should do."""
+
     def in_force(self) -> AbstractContextManager[object]:
         """Return the context to run in; several threads may do so at the same time."""
 
 
 class PlainPass:
     """The block as transformers wrote it, and the layer's own derivation."""
+
+    compiles = False
 
     def in_force(self) -> AbstractContextManager[object]:
         """Nothing has to be set."""
@@ -51,6 +57,8 @@ class CompiledPass(PlainPass):
 
     Where nothing can be compiled, for lack of a compiler mostly, `note` is told once and the plain pass takes over.
     """
+
+    compiles = True
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note, self._lock = note, Lock()

@@ -96,8 +96,7 @@ def reconstruct(
                     target = targets.read(rows)
                     compare = partial(_compare, objective, target, rows)
                     errors = {half: crew.start(compare, half) for half in {each.half for each in passages}}
-                    # Code is compiled in the first step, and by one thread.
-                    results = crew.map(run, passages, in_turn=step == 0)
+                    results = crew.map(run, passages, in_turn=forward.compiles and step == 0)
                 with clock("optimizer"):
                     descent.step([gradients for _, gradients in results])
                 step += 1

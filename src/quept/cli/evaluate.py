@@ -1,5 +1,6 @@
 """`quept evaluate`."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from quept.architectures import Task
     from quept.evaluation import AccuracyEvaluation, Evaluation
     from quept.plan import Widths
+    from quept.spec import Recipe
 
 
 def evaluate(
@@ -176,6 +178,7 @@ def measure(
             shown=shown,
         )
     tokens = token_stream(data, opened.processor, max_tokens=max_tokens)
+    before = None if original is None else _open_original(original, opened.model)
     return evaluate_widths(
         opened.model,
         tokens,
@@ -185,7 +188,8 @@ def measure(
         stride=stride,
         calibrated=opened.calibrated,
         baseline=baseline,
-        original=None if original is None else _open_original(original, opened.model),
+        original=before,
+        roundable=None if before is None or not opened.calibrated else _roundable(before, opened.model),
         stored=opened.stored,
         progress=shown.show,
     )
@@ -207,7 +211,6 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
     from quept.architectures import architecture_of
     from quept.architectures.checkpoint import cast_parameters, open_model
-    from quept.assembly import make_elastic
     from quept.calibration.samples import source_of
     from quept.devices import choose_device
     from quept.recipes import load_recipe
@@ -226,14 +229,8 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
         return Opened(loaded, task, processor, length, True, DTYPES[manifest.dtype])
     plain = open_model(model)
     source, task = source_of(plain.config), architecture_of(plain.config.model_type).task
-    # Nothing is calibrated here: no adapters, no ranges, and no transforms, which would change what "the model" is.
-    chosen = load_recipe(recipe or source.recipe)
-    if chosen.activations.range == "tensor":
-        chosen = chosen.updated(activations={}, outer_bits=None)
-    off = {name: {"enabled": False} for name in ("rotation", "smoothing", "reparameterization")}
-    chosen = chosen.updated(adapter={"kind": "none"}, learned_rounding=(), store={}, **off)
     stored = plain.dtype
-    make_elastic(cast_parameters(plain, exact or stored).to(where), chosen)
+    _make_roundable(cast_parameters(plain, exact or stored).to(where), load_recipe(recipe or source.recipe))
     length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)
     return Opened(plain, task, source.open_processor(model, plain.config), length, False, stored)
 
@@ -243,6 +240,24 @@ def _open_original(source: str, beside: Any) -> Any:
     from quept.architectures.checkpoint import cast_parameters, open_model
 
     return cast_parameters(open_model(source), beside.dtype).to(beside.device)
+
+
+def _roundable(original: Any, beside: Any) -> Any:
+    """A copy of the original that shares its tensors, to be rounded as finely as the calibrated model beside it."""
+    shared = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
+    twin = copy.deepcopy(original, shared)
+    _make_roundable(twin, beside.quept_manifest.recipe)
+    return twin
+
+
+def _make_roundable(model: Any, recipe: "Recipe") -> None:
+    """Make a model's linears elastic, and nothing more: adapters, ranges or transforms would change it."""
+    from quept.assembly import make_elastic
+
+    if recipe.activations.range == "tensor":
+        recipe = recipe.updated(activations={}, outer_bits=None)
+    off = {name: {"enabled": False} for name in ("rotation", "smoothing", "reparameterization")}
+    make_elastic(model, recipe.updated(adapter={"kind": "none"}, learned_rounding=(), store={}, **off))
 
 
 def _refuse_text_options(**given: int | str | None) -> None:

@@ -71,17 +71,27 @@ def evaluate_widths(
     calibrated: bool = True,
     baseline: bool = False,
     original: Any = None,
+    roundable: Any = None,
     stored: torch.dtype | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Perplexity of an elastic model at full precision and at each of some precisions, on the same tokens.
 
-    `plans` are measured as well, by name. `calibrated=False` leaves out the calibrated widths (for a model that was
-    not), `baseline=True` adds plain rounding to nearest at the same granularity. `original`, the model that was
-    calibrated, adds the KL divergence of all predictions from its own. `stored` is the checkpoint's dtype, for the
-    sizes (None: the dtype that the model is held in). `progress` is told what is measured, and how much of all is done,
-    in windows. What a precision does not name runs at full precision. Raises `InvalidInput` for an original of another
-    vocabulary.
+    Args:
+        model: an elastic model, as `quept.load` returns it.
+        tokens: the stream to predict, `(tokens,)`.
+        precisions: what to run at; what one does not name runs at full precision.
+        plans: measured as well, by name.
+        sequence_length, stride: of the windows, see `perplexity`.
+        calibrated: False leaves out the calibrated widths, for a model that was not.
+        baseline: True adds plain rounding to nearest at the same granularity.
+        original: the model that was calibrated; adds the KL divergence of all predictions from its own.
+        roundable: what is rounded for the baseline, elastic but not calibrated; None rounds what `model` was derived
+            from, which at the width of a stored master is the master itself.
+        stored: the checkpoint's dtype, for the sizes; None is the dtype that the model is held in.
+        progress: told what is measured, and how much of all is done and to do, in windows.
+
+    Raises `InvalidInput` for an original of another vocabulary.
     """
     parsed = [Widths.parse(precision) for precision in precisions]
     wanted: list[tuple[str, str, Widths | PrecisionPlan]] = [(str(each), named(each), each) for each in parsed]
@@ -89,6 +99,7 @@ def evaluate_widths(
     for _, _, precision in wanted:
         with at_precision(model, precision):  # a width that is not there is told now, not after minutes
             pass
+    plain = model if roundable is None else roundable
     compared = None if original is None else _Original(original, model)
     passes, begun = 1 + (compared is not None) + len(wanted) * (calibrated + baseline), 0
 
@@ -114,8 +125,8 @@ def evaluate_widths(
         value = kl = rounded = rounded_kl = None
         with at_precision(model, None):
             if baseline:
-                with rounded_to_nearest(model, precision):
-                    rounded, rounded_kl = measure(f"{label}, rounding")
+                with rounded_to_nearest(plain, precision):
+                    rounded, rounded_kl = measure(f"{label}, rounding", plain)
             with at_precision(model, precision):
                 bits, bytes_ = mean_bits(model), current_bytes(model, stored or model.dtype)
                 if calibrated:
