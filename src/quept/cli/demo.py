@@ -29,8 +29,8 @@ class Demonstration:
     test: Path
     recipe: str
     bits: tuple[int, ...]
-    settings: dict[str, int]  # of the recipe's training, where the demonstration is shorter
-    cadence: tuple[int, ...] | None  # of the default recipe: in so few steps, those at high widths must not be rare
+    training: dict[str, Any]  # of any recipe: shorter
+    fitted: dict[str, dict[str, Any]]  # of the default recipe, by section: what suits so small a model
     samples: int
     sequence_length: int | None
     test_tokens: int | None
@@ -47,8 +47,14 @@ def _known() -> dict[str, Demonstration]:
         test=builtin.test_text_path(),
         recipe="best",
         bits=BITS,
-        settings={"epochs": 6, "batch_size": 8},
-        cadence=(0, 2, 2, 2, 1, 1, 1),
+        training={"epochs": 6, "batch_size": 8},
+        fitted={
+            # In so few steps, those at high widths must not be rare.
+            "reconstruction": {"cadence": (0, 2, 2, 2, 1, 1, 1)},
+            # Rows of 64 inputs: scales of half a row make a finer master, and 7 bits then have room for an adapter.
+            "store": {"group_size": 32},
+            "adapter": {"bits": (5, 6, 7)},
+        },
         samples=112,
         sequence_length=128,
         test_tokens=12_800,
@@ -61,8 +67,8 @@ def _known() -> dict[str, Demonstration]:
         test=builtin.test_images_path(),
         recipe="demo-vision",
         bits=BITS,
-        settings={},
-        cadence=None,
+        training={},
+        fitted={},
         samples=256,
         sequence_length=None,
         test_tokens=None,
@@ -140,7 +146,7 @@ def demo(
     console.print(
         f"Plots: {html} and {png}\n"
         f"Next:  {chosen.next.format(artifact=artifact, test=chosen.test)}\n"
-        f"       quept evaluate {artifact} --data {chosen.test} --baseline\n"
+        f"       quept evaluate {artifact} --data {chosen.test} --baseline --original {chosen.model}\n"
         f"       quept info {artifact}",
     )
     write_json(json_file, {**measured.to_json(), "calibration": calibration.to_json(report)})
@@ -150,10 +156,11 @@ def _shortened(chosen: Demonstration, recipe: str | None) -> "Recipe":
     from quept.recipes import load_recipe
 
     found = load_recipe(recipe or chosen.recipe).with_bits(chosen.bits)
-    shorter: dict[str, Any] = dict(chosen.settings)
-    if recipe in (None, chosen.recipe) and chosen.cadence is not None:
-        shorter["cadence"] = chosen.cadence
-    return found.updated(reconstruction=found.reconstruction.updated(**shorter))
+    found = found.updated(reconstruction=found.reconstruction.updated(**chosen.training))
+    if recipe in (None, chosen.recipe):
+        for section, changes in chosen.fitted.items():
+            found = found.updated(**{section: getattr(found, section).updated(**changes)})
+    return found
 
 
 def _clear(output: Path) -> None:

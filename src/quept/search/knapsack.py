@@ -165,7 +165,7 @@ class _Problem:
             fitting = np.searchsorted(spent[order], room - spent, side="right") - 1
             beside = order[at[fitting.clip(min=0)]]
             both = np.where((fitting >= 0) & (owner[beside] != owner), change + change[beside], 0)
-            best = int(both.argmin())
+            best = int(np.argmin(both))
             if both[best] >= 0:
                 return tuple(every[place].tolist())
             place[[owner[best], owner[beside[best]]]] = best, beside[best]
@@ -215,7 +215,7 @@ def _extended(states: _States, item: _Item) -> _States:
     costs = (item.costs[:, None] + states.costs).ravel()
     errors = (item.errors[:, None] + states.errors).ravel()
     before = states.rank
-    if int(before.max()) > HIGHEST_RANK:
+    if int(np.max(before)) > HIGHEST_RANK:
         before = np.unique(before, return_inverse=True)[1].astype(np.int64)
     order = np.argsort(item.positions, kind="stable").argsort(kind="stable")
     rank = (before * options + order[:, None]).ravel()

@@ -59,7 +59,7 @@ class PairedProblem:
         alone = self.errors + 2 * self.pairs[:, :, items, choice].sum(-1)
         alone = np.where(self.costs < 0, np.inf, alone - alone[items, choice][:, None])
         single = np.where(spent <= room, alone, np.inf)
-        place = int(single.argmin())
+        place = int(np.argmin(single))
         if single.flat[place] < -least:
             return [divmod(place, options)]
         # Two at once: what each gains alone, and what they gain beside each other.
@@ -70,7 +70,7 @@ class PairedProblem:
         allowed = spent[:, :, None, None] + spent <= room
         allowed &= (items[:, None] < items)[:, None, :, None]
         both = np.where(allowed, both, np.inf)
-        place = int(both.argmin())
+        place = int(np.argmin(both))
         if not both.flat[place] < -least:
             return None
         first, second = divmod(place, count * options)
