@@ -36,7 +36,7 @@ def test_stories260k_keeps_its_language_at_every_width(tmp_path):
     share = {row.bits: row.perplexity / row.baseline for row in result.results}
     assert share[2] <= 1 / 5
     assert share[3] <= 0.75
-    # As published, the method is no better than rounding from 4 bits on; by seed and machine 4 bits are up to 3 % worse.
+    # As published, the method is no better than rounding from 4 bits on, at 4 by seed and machine up to 3 % worse.
     assert share[4] <= 1.05
     assert all(share[bits] <= 1.03 for bits in (5, 6, 7, 8))
 
