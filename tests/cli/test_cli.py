@@ -351,6 +351,8 @@ def test_the_demo_shows_its_table_draws_its_plots_and_leaves_a_working_artifact(
     assert "<svg" in (output / "accuracy.html").read_text()
     quept.load(output / "artifact", 4)
 
+    assert run("demo", "--output", output, "--recipe", "nope") == 2
+    assert (output / "artifact").is_dir()
     (output / "letter.txt").write_text("mine")
     assert run("demo", "--output", output) == 2
     assert (output / "letter.txt").exists()

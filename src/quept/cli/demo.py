@@ -108,6 +108,7 @@ def demo(
     if model not in known:
         raise InvalidInput(f"There is no built-in model {model!r}; choose one of {', '.join(known)}.")
     chosen = known[model]
+    shortened = _shortened(chosen, recipe)  # a recipe that there is not is told before anything is removed
     _clear(output)
     artifact = output / "artifact"
     console = out(quiet, json_file)
@@ -119,7 +120,7 @@ def demo(
             chosen.model,
             artifact,
             data=chosen.calibration,
-            recipe=_shortened(chosen, recipe),
+            recipe=shortened,
             samples=chosen.samples,
             sequence_length=chosen.sequence_length,
             seed=seed,
