@@ -114,6 +114,16 @@ def test_how_many_run_at_once(threads, tasks, task_bytes, values, at_once, each,
     assert Crew.of(torch.device("cuda"), tasks, task_bytes, values).at_once == 1
 
 
+def test_memory_is_the_container_s_where_it_has_less(monkeypatch, tmp_path):
+    whole = crews._memory()
+    assert whole > 1 << 28
+    limits = [tmp_path / name for name in ("missing", "none", "less")]
+    limits[1].write_text("max\n")
+    limits[2].write_text("123456\n")
+    monkeypatch.setattr(crews, "LIMITS", limits)
+    assert crews._memory() == 123456
+
+
 def test_threads_may_predict_at_the_same_time(tiny_model, windows):
     model = tiny_model("llama")
     from quept.architectures import architecture_of

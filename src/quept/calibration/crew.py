@@ -13,8 +13,9 @@ calibration ends in the same bytes whether they run side by side or in turn.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from pathlib import Path
 from typing import Self, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY_SHARE = 0.25  # of the machine's memory, for what tasks that run at once take together
+UNKNOWN_MEMORY = 8 << 30  # bytes, where the system does not tell
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of containers
 
 
 class Crew:
@@ -102,5 +105,9 @@ class Crew:
 
 
 def _memory() -> int:
-    """Bytes of memory that the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    """Bytes of memory that the machine has, or that the container may use of it."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else UNKNOWN_MEMORY
+    for limit in LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            found = min(found, int(limit.read_text()))
+    return found
