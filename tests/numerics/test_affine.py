@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import clamp
 
 from quept.numerics import affine
 
@@ -53,7 +54,7 @@ def naive(grouped, scale, zero_point, maximum, offset=None):
     if offset is not None:
         steps = steps + offset
     steps = steps + (steps.round() - steps).detach()
-    return scale * (torch.clamp(steps + zero_point, 0, maximum) - zero_point)
+    return scale * (clamp(steps + zero_point, 0, maximum) - zero_point)
 
 
 @given(shapes, seeds)
@@ -286,3 +287,21 @@ def test_rounding_straight_through_rounds_exactly_and_passes_the_gradient():
     rounded = affine.round_straight_through(value)
     assert torch.equal(rounded.detach(), value.detach().round())
     assert torch.equal(torch.autograd.grad(rounded.sum(), value)[0], torch.ones(999))
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_clamping_has_gradient_one_on_its_bounds_and_zero_beyond(tensors):
+    """Whatever PyTorch's own has there: half of the codes at two bits lie on the bounds."""
+    low, high = (torch.tensor(-1.0), torch.tensor(2.0)) if tensors else (-1.0, 2.0)
+    values = torch.tensor([-1.5, -1.0, 0.5, 2.0, 2.5, float("nan")], requires_grad=True)
+    clamped = affine.clamp(values, low, high)
+    torch.testing.assert_close(clamped.detach(), torch.clamp(values.detach(), low, high), equal_nan=True)
+    (gradient,) = torch.autograd.grad(clamped[:5].sum(), values)
+    assert gradient[:5].tolist() == [0, 1, 1, 1, 0]
+
+
+def test_a_range_that_ends_at_zero_still_moves_with_its_end():
+    grouped = torch.tensor([[[0.0, 1.0]], [[-1.0, 0.0]], [[0.5, 1.0]]], requires_grad=True)
+    low, high = affine.extremes(grouped)
+    (gradient,) = torch.autograd.grad((low + high).sum(), grouped)
+    assert gradient.flatten(1).tolist() == [[1, 1], [1, 1], [0, 1]]

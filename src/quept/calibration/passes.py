@@ -114,5 +114,5 @@ def _quantize(weight: Tensor, low: Tensor, high: Tensor, offset: Tensor, shares:
     scale = (high - low) / maximum
     scale = torch.where(scale > 0, scale, 1.0)
     zero_point = affine.round_straight_through(-low / scale)
-    code = (affine.round_straight_through(weight / scale + offset) + zero_point).clamp(0, maximum)
+    code = affine.clamp(affine.round_straight_through(weight / scale + offset) + zero_point, 0, maximum)
     return (code - zero_point) * scale

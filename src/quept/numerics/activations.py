@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quept.numerics.affine import round_straight_through
+from quept.numerics.affine import clamp, round_straight_through
 
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits, and its reciprocal may be infinite
 NARROWEST, CANDIDATES = 0.4, 25  # shares from the whole range down, 0.025 apart
@@ -55,7 +55,7 @@ def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: in
     if values.dtype == torch.bfloat16:
         step = step + (step.bfloat16().float() - step).detach()
     # Times the reciprocal, as integer products are made: the codes must be the same.
-    code = round_straight_through(grouped * step.reciprocal()).clamp(-highest - 1, highest)
+    code = clamp(round_straight_through(grouped * step.reciprocal()), -highest - 1, highest)
     return _join(code * step, values.shape[-1], group_size).to(values.dtype)
 
 

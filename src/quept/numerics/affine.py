@@ -82,7 +82,21 @@ def extremes(grouped: Tensor) -> tuple[Tensor, Tensor]:
         low, high = grouped.min(-1, keepdim=True).values, grouped.max(-1, keepdim=True).values
     else:
         low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-    return low.clamp_max(0), high.clamp_min(0)
+    # Not by clamping, whose gradient at the bound is not the same in all versions of PyTorch.
+    return torch.where(low > 0, 0.0, low), torch.where(high < 0, 0.0, high)
+
+
+def clamp(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """`value` within bounds, with gradient one from bound to bound, both included, and zero beyond.
+
+    PyTorch's own gradient was one at the bounds up to 2.13; in 2.15 it is zero there, or a half between tensors. At two
+    bits half of the rounded values lie on the bounds: they would not train.
+    """
+    bounds: tuple[Any, Any] = (low, high)
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        return torch.clamp(value, *bounds)
+    inside = (value >= low) & (value <= high)
+    return torch.where(inside, value, torch.clamp(value.detach(), *bounds))
 
 
 def round_straight_through(value: Tensor) -> Tensor:

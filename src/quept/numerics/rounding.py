@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quept.numerics.affine import Grid
+from quept.numerics.affine import Grid, clamp
 
 # Stretch of the rectified sigmoid (AdaRound, eq. 23): it reaches 0 and 1 at finite inputs.
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
@@ -11,7 +11,7 @@ STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 
 def rectified_sigmoid(logit: Tensor) -> Tensor:
     """A sigmoid stretched over (-0.1, 1.1) and clamped to [0, 1]."""
-    return (torch.sigmoid(logit) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp(0, 1)
+    return clamp(torch.sigmoid(logit) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW, 0, 1)
 
 
 def rounding_logit(grouped: Tensor, to: Grid, adapter: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def soft_round(grouped: Tensor, to: Grid, adapter: Tensor) -> tuple[Tensor, Tens
     """The dequantized weight with soft rounding, and `h` itself; differentiable in the scale and the adapter."""
     floor, logit = rounding_logit(grouped, to, adapter)
     up = rectified_sigmoid(logit)
-    code = (floor + up + to.zero_point).clamp(0, to.maximum)
+    code = clamp(floor + up + to.zero_point, 0, to.maximum)
     return (code - to.zero_point) * to.scale, up
 
 
