@@ -1,6 +1,7 @@
 """Long commands are never silent: a plain line now and then without a terminal, a bar with one."""
 
 import re
+import sys
 import time
 
 import pytest
@@ -50,7 +51,7 @@ def test_what_is_quick_or_quiet_says_nothing(capfd, monkeypatch):
 
 
 def test_on_a_terminal_there_is_a_bar_and_no_lines(often, capfd, monkeypatch):
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     with display(False, "opening") as shown:
         shown.show("training", 1, 2)

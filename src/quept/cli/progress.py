@@ -64,15 +64,21 @@ class Display:
 @contextmanager
 def display(quiet: bool, label: str) -> Iterator[Display]:
     """Show progress on standard error while the context lasts, beginning with `label`; nothing if `quiet`."""
-    console = Console(stderr=True, quiet=quiet, soft_wrap=not sys.stderr.isatty())
-    plain = not quiet and not console.is_terminal
-    with Progress(
-        *COLUMNS, console=console, disable=quiet or plain, transient=True, speed_estimate_period=MEMORY
-    ) as bars:
-        shown = Display(bars, label)
-        if not plain:
+    terminal = sys.stderr.isatty()  # and nothing else, such as what asks for colours in a log
+    bars = Progress(
+        *COLUMNS,
+        console=Console(stderr=True, quiet=quiet, soft_wrap=not terminal),
+        disable=quiet or not terminal,
+        transient=True,
+        speed_estimate_period=MEMORY,
+    )
+    shown = Display(bars, label)
+    if quiet:
+        yield shown
+    elif terminal:
+        with bars:
             yield shown
-            return
+    else:
         done = threading.Event()
         writer = threading.Thread(target=_write_lines, args=(shown, done), name="quept-progress", daemon=True)
         writer.start()
