@@ -27,7 +27,7 @@ def test_a_step_that_takes_long_is_not_silent(often, capfd):
         time.sleep(0.5)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) >= 3
-    assert all(re.fullmatch(r"\[0:00\] opening", line) for line in lines)
+    assert all(re.fullmatch(r"\[0:0\d\] opening", line) for line in lines)
 
 
 def test_a_line_says_what_how_much_and_how_long(often, capfd):
@@ -59,7 +59,7 @@ def test_on_a_terminal_there_is_a_bar_and_no_lines(often, capfd, monkeypatch):
     shown_text = capfd.readouterr().err
     assert "opening" in shown_text or "training" in shown_text
     assert "━" in shown_text
-    assert "[0:00]" not in shown_text
+    assert "[0:0" not in shown_text
 
 
 def test_a_piped_calibration_and_evaluation_print_their_progress(often, tmp_path, capfd):
