@@ -174,8 +174,7 @@ class Told:
     def step(self, block: int, step: int, loss: float) -> None:
         """One more step."""
         self._done = block * self._steps + step
-        # What follows the last step of a block belongs to the next one's time, but is still about this one.
-        self._block = block
+        self._block = block  # until the next one's first step: what follows the last is still about this one
         self._show("read back" if loss != loss else f"loss {loss:.4g}")
 
     def note(self, text: str) -> None:
