@@ -24,6 +24,7 @@ from quept.nn import (
     stored_tensors,
 )
 from quept.nn.keyvalues import KeyValues
+from quept.nn.tensors import copy_sharing
 from quept.spec import Recipe
 from quept.transforms import Moved, Transform, transforms_of
 
@@ -79,9 +80,8 @@ class CalibrationBlock:
         It shares every tensor, and has its own of all that a forward pass sets: widths, overrides, what is kept.
         """
         learning = [tensor for linear in self.linears.values() for tensor in linear.learning()]
-        shared = [*self.module.parameters(), *self.module.buffers(), *learning]
         twin = copy.copy(self)
-        twin.module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
+        twin.module = copy_sharing(self.module, learning)
         twin.linears = {path: _linear(twin.module, path) for path in self.linears}
         return twin
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quept.architectures import Architecture
 from quept.architectures.checkpoint import cast_parameters, quiet
 from quept.nn.standin import StandIn
+from quept.nn.tensors import copy_sharing
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Exit:
         self.model, _ = _without_blocks(model, architecture, model, dtype)
         self.model.to(device)
         self._architecture, self._sample = architecture, sample.to(device)
-        self._unused = _twin(self.model)  # what copies are made of: another thread may be running any other
+        self._unused = copy_sharing(self.model)  # what copies are made of: another thread may be running any other
         self._spare, self._lock = [self.model], Lock()
         self.per_token = architecture.predicts_tokens
         self.classes = int(model.config.vocab_size if self.per_token else model.config.num_labels)
@@ -131,7 +132,7 @@ class Exit:
         placeholder = self._sample[:, : hidden.shape[1]] if self.per_token else self._sample
         placeholders = placeholder.expand(len(hidden), *placeholder.shape[1:])
         with self._lock:
-            model = self._spare.pop() if self._spare else _twin(self._unused)
+            model = self._spare.pop() if self._spare else copy_sharing(self._unused)
         first = next(module for module in model.modules() if isinstance(module, _Recorder))
         first.replacement = hidden
         try:
@@ -142,12 +143,6 @@ class Exit:
             first.replacement = None
             with self._lock:
                 self._spare.append(model)
-
-
-def _twin(model: nn.Module) -> Any:
-    """A copy that shares all tensors."""
-    shared = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _move(value: Any, device: torch.device) -> Any:

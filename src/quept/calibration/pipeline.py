@@ -20,6 +20,7 @@ from quept.calibration.capture import BlockCall, Entrance, Exit
 from quept.calibration.clock import Clock
 from quept.calibration.crew import Crew
 from quept.calibration.job import Job, prepare
+from quept.calibration.measure import measure
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
 from quept.calibration.outer import OuterLayers
@@ -36,7 +37,6 @@ from quept.storage.artifact import shard_stem
 from quept.storage.manifest import BlockError, Manifest
 
 TOKENS_PER_PASS = 4096  # tokens in one forward pass that needs no gradients
-MEASURED_SAMPLES = 8  # samples on which a block's errors are reported
 DEFAULT_STREAM_MEMORY = 8 * 2**30
 
 
@@ -252,7 +252,7 @@ class _Run:
         block.settle()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
         with self.clock("measuring"):
-            errors = self._measure(block, full_precision, quantized, reported)
+            errors = measure(block, quantized, full_precision, reported, self.chunk, self.crew)
         with self.clock("writing"):
             self.workspace.write(stem, block.tensors(), note=[error.model_dump() for error in errors])
         return errors
@@ -303,24 +303,6 @@ class _Run:
     def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
         with self.clock("full-precision stream"), self.crew.undivided():
             self.store.rewrite(stream, self.chunk, lambda rows: block.run(stream.read(rows)))
-
-    def _measure(
-        self, block: CalibrationBlock, targets: Stream, quantized: list[Stream], objective: Objective
-    ) -> list[BlockError]:
-        """The block's errors on the first samples, rounded to nearest and calibrated."""
-        rows = slice(0, min(MEASURED_SAMPLES, self.chunk * 2, targets.samples))
-        with torch.no_grad():
-            error = objective(targets.read(rows), rows)
-
-        def measure(bits: int) -> BlockError:
-            replica, hidden = block.replica(), quantized[self.recipe.groups.index(bits)].read(rows)
-            with torch.no_grad():  # which every thread has to say for itself
-                calibrated = error(replica.run(hidden, bits)).item()
-                with replica.rounded_to_nearest(bits):
-                    rounding = error(replica.run(hidden, bits)).item()
-            return BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated)
-
-        return self.crew.map(measure, self.recipe.bits)
 
     def _enter(self, entrance: Entrance, stream: Stream | None = None) -> Stream:
         """The stream of the first block's inputs; `stream` is filled with them if it is given."""

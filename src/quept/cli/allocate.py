@@ -176,7 +176,7 @@ class Gauge:
         dtype: str,
         report: Callable[[str, int, int | None], None],
     ) -> None:
-        from quept.cli.evaluate import open_any
+        from quept.cli.opening import open_any
         from quept.cli.sensitivity import SAMPLES
 
         opened = open_any(directory, None, device, dtype)

@@ -57,7 +57,7 @@ def bench(
     import torch
 
     from quept.architectures import architecture_of
-    from quept.cli.evaluate import choose_dtype
+    from quept.cli.opening import choose_dtype
     from quept.evaluation.speed import measure_speed
     from quept.ops import available, describe, read_bandwidth
     from quept.plan import parse_precisions

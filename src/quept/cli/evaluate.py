@@ -1,9 +1,7 @@
 """`quept evaluate`."""
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,14 +22,13 @@ from quept.cli.console import (
     size,
     write_json,
 )
+from quept.cli.opening import open_any, open_original, roundable_twin
 from quept.cli.progress import Display, display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from quept.architectures import Task
     from quept.evaluation import AccuracyEvaluation, Evaluation
     from quept.plan import Widths
-    from quept.spec import Recipe
 
 
 def evaluate(
@@ -178,7 +175,7 @@ def measure(
             shown=shown,
         )
     tokens = token_stream(data, opened.processor, max_tokens=max_tokens)
-    before = None if original is None else _open_original(original, opened.model)
+    before = None if original is None else open_original(original, opened.model)
     return evaluate_widths(
         opened.model,
         tokens,
@@ -189,75 +186,10 @@ def measure(
         calibrated=opened.calibrated,
         baseline=baseline,
         original=before,
-        roundable=None if before is None or not opened.calibrated else _roundable(before, opened.model),
+        roundable=None if before is None or not opened.calibrated else roundable_twin(before, opened.model),
         stored=opened.stored,
         progress=shown.show,
     )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model with elastic layers, and what evaluating it needs: `stored` is its checkpoint's dtype."""
-
-    model: Any
-    task: "Task"
-    processor: Any
-    sequence_length: int
-    calibrated: bool
-    stored: Any
-
-
-def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
-    """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
-    from quept.architectures import architecture_of
-    from quept.architectures.checkpoint import cast_parameters, open_model
-    from quept.calibration.samples import source_of
-    from quept.devices import choose_device
-    from quept.recipes import load_recipe
-    from quept.storage import DTYPES, is_artifact, load
-
-    where = choose_device(device)
-    exact = choose_dtype(dtype, where)
-    if is_artifact(model):
-        if recipe is not None:
-            raise InvalidInput("--recipe is for models that are no artifacts; an artifact has its own.")
-        loaded = load(model, device=where, dtype=exact, packed=False)
-        manifest = loaded.quept_manifest
-        length = manifest.recipe.data.sequence_length
-        source, task = source_of(loaded.config), architecture_of(loaded.config.model_type).task
-        processor = source.open_processor(model, loaded.config)
-        return Opened(loaded, task, processor, length, True, DTYPES[manifest.dtype])
-    plain = open_model(model)
-    source, task = source_of(plain.config), architecture_of(plain.config.model_type).task
-    stored = plain.dtype
-    _make_roundable(cast_parameters(plain, exact or stored).to(where), load_recipe(recipe or source.recipe))
-    length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)
-    return Opened(plain, task, source.open_processor(model, plain.config), length, False, stored)
-
-
-def _open_original(source: str, beside: Any) -> Any:
-    """The model to compare predictions with, on the device and in the dtype of the one beside it."""
-    from quept.architectures.checkpoint import cast_parameters, open_model
-
-    return cast_parameters(open_model(source), beside.dtype).to(beside.device)
-
-
-def _roundable(original: Any, beside: Any) -> Any:
-    """A copy of the original that shares its tensors, to be rounded as finely as the calibrated model beside it."""
-    shared = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
-    twin = copy.deepcopy(original, shared)
-    _make_roundable(twin, beside.quept_manifest.recipe)
-    return twin
-
-
-def _make_roundable(model: Any, recipe: "Recipe") -> None:
-    """Make a model's linears elastic, and nothing more: adapters, ranges or transforms would change it."""
-    from quept.assembly import make_elastic
-
-    if recipe.activations.range == "tensor":
-        recipe = recipe.updated(activations={}, outer_bits=None)
-    off = {name: {"enabled": False} for name in ("rotation", "smoothing", "reparameterization")}
-    make_elastic(model, recipe.updated(adapter={"kind": "none"}, learned_rounding=(), store={}, **off))
 
 
 def _refuse_text_options(**given: int | str | None) -> None:
@@ -265,18 +197,6 @@ def _refuse_text_options(**given: int | str | None) -> None:
         if value is not None:
             option = "--" + name.replace("_", "-")
             raise InvalidInput(f"{option} {value} is for models of language; this one classifies images: leave it out.")
-
-
-def choose_dtype(name: str, device: Any) -> Any:
-    """The torch dtype that `--dtype` means on a device; None keeps the checkpoint's."""
-    import torch
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else None
-    if name not in known:
-        raise InvalidInput(f"The dtype {name!r} is not known; choose auto, {', '.join(known)}.")
-    return known[name]
 
 
 def _all_widths(model: Any) -> "list[Widths]":

@@ -124,7 +124,7 @@ def open_subject(
 ) -> tuple[Any, Any]:
     """The artifact's model with what it is measured on, and what a table of it is named after."""
     from quept.architectures import architecture_of
-    from quept.cli.evaluate import choose_dtype
+    from quept.cli.opening import choose_dtype
     from quept.data import digest
     from quept.devices import choose_device
     from quept.search.subject import rows_of, subject_of

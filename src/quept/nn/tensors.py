@@ -1,4 +1,8 @@
-"""Which tensors a model is stored as."""
+"""Which tensors a model is stored as, and copies that share them."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,3 +31,9 @@ def learned_names(module: nn.Module) -> set[str]:
         if isinstance(part, ElasticLinear | EightBitStore | Quantizer | KeyValues)
         for name in part.learned()
     }
+
+
+def copy_sharing(module: nn.Module, others: Iterable[Tensor] = ()) -> Any:
+    """Return a copy of a module that shares its tensors: parameters, buffers, and `others` that it holds."""
+    shared = (*module.parameters(), *module.buffers(), *others)
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})

@@ -1,0 +1,41 @@
+"""A block's errors against full precision, as they are reported."""
+
+from collections.abc import Sequence
+
+import torch
+
+from quept.calibration.block import CalibrationBlock
+from quept.calibration.crew import Crew
+from quept.calibration.objective import Objective
+from quept.calibration.stream import Stream
+from quept.storage.manifest import BlockError
+
+SAMPLES = 8  # on which errors are measured
+
+
+def measure(
+    block: CalibrationBlock,
+    inputs: Sequence[Stream],
+    targets: Stream,
+    objective: Objective,
+    chunk: int,
+    crew: Crew,
+) -> list[BlockError]:
+    """The block's errors on the first samples at each width, rounded to nearest and calibrated.
+
+    `inputs` holds the stream of each bit group, and `chunk` is how many samples fit one pass. Widths run side by side
+    as `crew` allows.
+    """
+    rows = slice(0, min(SAMPLES, chunk * 2, targets.samples))
+    with torch.no_grad():
+        error = objective(targets.read(rows), rows)
+
+    def one(bits: int) -> BlockError:
+        replica, hidden = block.replica(), inputs[block.recipe.groups.index(bits)].read(rows)
+        with torch.no_grad():  # which every thread has to say for itself
+            calibrated = error(replica.run(hidden, bits)).item()
+            with replica.rounded_to_nearest(bits):
+                rounding = error(replica.run(hidden, bits)).item()
+        return BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated)
+
+    return crew.map(one, block.recipe.bits)
