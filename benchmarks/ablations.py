@@ -22,13 +22,13 @@ from ideas import IDEAS
 from rich.console import Console
 
 import quept
-from quept.architectures.checkpoint import open_tokenizer
-from quept.calibration.descent import TRAVEL
+from quept.calibration.optimizer import TRAVEL
 from quept.calibration.reconstruct import count_steps
+from quept.config import Mixing, Recipe
 from quept.data import token_stream
 from quept.evaluation import evaluate_widths
 from quept.files import replacing
-from quept.spec import Mixing, Recipe
+from quept.models.checkpoint import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     steps = count_steps(base.data.samples, base.reconstruction)
     twice, thrice = ({"rounding_learning_rate": factor * TRAVEL / steps} for factor in (2, 3))
     yield training("best")
-    yield training("no prediction loss at the last block", last_block_loss=None, text_share=0.0)
-    yield training("no share of the text", text_share=0.0)
-    yield training("ten times the share of the text", text_share=0.05)
-    yield training("ranges start at sigmoid(4)", clipping_start=4.0)
+    yield training("no prediction loss at the last block", last_block_loss=None, label_weight=0.0)
+    yield training("no share of the text", label_weight=0.0)
+    yield training("ten times the share of the text", label_weight=0.05)
+    yield training("ranges start at sigmoid(4)", clip_init=4.0)
     yield training("clipping rate 5e-2", clipping_learning_rate=5e-2)
     yield training("clipping rate 5e-3", clipping_learning_rate=5e-3)
     yield training("mean absolute error", loss="mae")
@@ -136,9 +136,9 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     for seed in range(3):
         yield Variant("seed", str(seed), seed=seed)
     for text in other_data:
-        for share in (0.0, base.reconstruction.text_share, 0.05):
+        for share in (0.0, base.reconstruction.label_weight, 0.05):
             label = f"{Path(text).stem}, {share:.1%} of it in the predictions"
-            yield Variant("calibration text", label, {"reconstruction": {"text_share": share}}, data=text)
+            yield Variant("calibration text", label, {"reconstruction": {"label_weight": share}}, data=text)
 
 
 def arguments() -> argparse.Namespace:

@@ -19,14 +19,13 @@ import torch
 from rich.console import Console
 
 import quept
-from quept.architectures.checkpoint import open_model, open_tokenizer
 from quept.assembly import make_elastic
+from quept.config import FULL, Widths, parse_precisions
 from quept.data import token_stream
 from quept.evaluation import divergence, perplexity
 from quept.files import replacing
-from quept.plan import Widths, parse_precisions
+from quept.models.checkpoint import open_model, open_tokenizer
 from quept.precision import at_precision, rounded_to_nearest
-from quept.widths import FULL
 
 RECIPES = ("weight-activation", "weight-activation-best")
 PRECISIONS = "w4a4,w5a5,w6a6,w7a7,w8a8,w4a4kv4,w4a8,w8a8kv8,kv2,kv3,kv4,kv8"

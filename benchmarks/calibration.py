@@ -27,7 +27,7 @@ from rich.table import Table
 import quept
 from quept import builtin
 from quept.calibration import Report
-from quept.spec import Recipe
+from quept.config import Recipe
 
 GIB = 2**30
 # Phases that are the blocks' own passes: training, and moving the streams on.

@@ -85,7 +85,7 @@ def artifact(options: argparse.Namespace) -> Path:
     output: Path = options.folder / "artifact"
     if not output.exists():
         recipe = quept.load_recipe("best")
-        training = recipe.reconstruction.updated(epochs=0, clipping_start=12.0, last_block_loss=None, text_share=0.0)
+        training = recipe.reconstruction.updated(epochs=0, clip_init=12.0, last_block_loss=None, label_weight=0.0)
         recipe = recipe.updated(reconstruction=training, outer_bits=8).with_bits(options.bits)
         windows = torch.randint(VOCABULARY, (1, 16), generator=torch.Generator().manual_seed(0))
         model = LlamaForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
@@ -163,9 +163,9 @@ def quept_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
         make_resident(model)
         ids = torch.arange(PROMPT + options.tokens).unsqueeze(0) + 100
         cache, seconds = cache_of(model(ids[:, :PROMPT], use_cache=True, logits_to_keep=1)), []
-        for place in range(PROMPT, PROMPT + options.tokens):
+        for context in range(PROMPT, PROMPT + options.tokens):
             start = time.perf_counter()
-            cache = cache_of(model(ids[:, place : place + 1], **cache_arguments(cache), use_cache=True))
+            cache = cache_of(model(ids[:, context : context + 1], **cache_arguments(cache), use_cache=True))
             seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -191,9 +191,9 @@ def llama_decoder(options: argparse.Namespace) -> Callable[[str], list[float]]:
         model, seconds = loaded[name], []
         model.reset()
         model.eval(list(range(100, 100 + PROMPT)))
-        for place in range(PROMPT, PROMPT + options.tokens):
+        for context in range(PROMPT, PROMPT + options.tokens):
             start = time.perf_counter()
-            model.eval([100 + place])
+            model.eval([100 + context])
             seconds.append(time.perf_counter() - start)
         return seconds
 

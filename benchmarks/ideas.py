@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from quept.calibration import descent, pipeline
-from quept.calibration.capture import Entrance
+from quept.calibration.capture import ModelStem
 from quept.calibration.objective import Error, Objective, Rows
-from quept.nn import ElasticLinear
+from quept.layers import ElasticLinear
 from quept.numerics import affine
 
 
@@ -51,7 +51,9 @@ def lookahead() -> Iterator[None]:
         job = run.job
         blocks = job.architecture.block_list(job.model)
         following = copy.deepcopy(blocks[run.index + 1]).to(job.device, job.compute_dtype).requires_grad_(False)
-        call = Entrance(job.model, job.architecture, job.compute_dtype).calls(job.samples)[run.index + 1].to(job.device)
+        call = (
+            ModelStem(job.model, job.architecture, job.compute_dtype).calls(job.samples)[run.index + 1].to(job.device)
+        )
 
         def behind(objective: Objective) -> Objective:
             def error(target: Tensor, rows: Rows) -> Error:
@@ -74,24 +76,24 @@ def lookahead() -> Iterator[None]:
 @contextmanager
 def second_order() -> Iterator[None]:
     """Rounding offsets start from GPTQ's error feedback, as far as half a step allows."""
-    place_ranges, learn_rounding = pipeline.place_ranges, ElasticLinear.learn_rounding
+    init_ranges, learn_rounding = pipeline.init_ranges, ElasticLinear.learn_rounding
 
     def keep_inputs(block: Any, inputs: dict[str, Tensor]) -> None:
-        place_ranges(block, inputs)
+        init_ranges(block, inputs)
         for path, linear in block.linears.items():
             linear.hessian = inputs[path].float().T @ inputs[path].float()
 
     def start(linear: Any) -> dict[int, nn.Parameter]:
         offsets: dict[int, nn.Parameter] = learn_rounding(linear)
         for bits, offset in offsets.items():
-            low, high = linear.shares(bits).unsqueeze(-1)
+            low, high = linear.clip_ratios(bits).unsqueeze(-1)
             to = affine.grid(linear._split(linear._master(), bits), bits, low, high)
             moved = feedback(linear._master(), linear.hessian, to, offset.shape[-1])
             offset.data.copy_((linear._split(moved - linear._master(), bits) / to.scale).clamp(-0.5, 0.5))
         return offsets
 
     with (
-        patch.object(pipeline, "place_ranges", keep_inputs),
+        patch.object(pipeline, "init_ranges", keep_inputs),
         patch.object(ElasticLinear, "learn_rounding", start),
     ):
         yield
@@ -118,7 +120,7 @@ def sign_descent() -> Iterator[None]:
     def move(_: Any, offset: Tensor, gradient: Tensor, rate: float) -> None:
         offset.add_(gradient.sign_(), alpha=-rate / descent.TRAVEL).clamp_(-descent.REACH, descent.REACH)
 
-    with patch.object(descent.RoundingDescent, "_move", move):
+    with patch.object(descent.RoundingOptimizer, "_move", move):
         yield
 
 
@@ -126,13 +128,13 @@ def sign_descent() -> Iterator[None]:
 def free_weights() -> Iterator[None]:
     """Weights may move to any code (EfficientQAT); each width keeps codes of its own instead of a plane."""
     kept: dict[tuple[str, int], Tensor] = {}
-    settle, derive = ElasticLinear.settle, ElasticLinear.derive
+    freeze, derive = ElasticLinear.freeze, ElasticLinear.derive
 
     def keep(linear: Any) -> None:
         for bits, offset in linear.offsets.items():
             kept[linear.path, bits] = derive(linear, bits).detach().clone()
             offset.data.clamp_(-0.5, 0.5)
-        settle(linear)
+        freeze(linear)
 
     def derived(linear: Any, bits: int) -> Tensor:
         if linear.offsets or (linear.path, bits) not in kept:
@@ -141,7 +143,7 @@ def free_weights() -> Iterator[None]:
 
     with (
         patch.object(descent, "REACH", 4.0),
-        patch.object(ElasticLinear, "settle", keep),
+        patch.object(ElasticLinear, "freeze", keep),
         patch.object(ElasticLinear, "derive", derived),
     ):
         yield

@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quept import ops
-from quept.numerics import blocks, planes
-from quept.numerics.packed import PackedWeight, packed_linear, rebuild
-from quept.numerics.paging import empty_bytes
-from quept.numerics.stored import StoredWeight
+from quept.formats import tiles
+from quept.formats.packed import PackedWeight, packed_linear, rebuild
+from quept.formats.paging import empty_bytes
+from quept.formats.stored import StoredWeight
+from quept.numerics import rounding_mask
 
 WIDTHS = range(2, 9)
 GROUP = 128
@@ -68,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 def packed_weights(pool: Tensor, shape: tuple[int, int], bits: int, inputs_per_scale: int) -> list[PackedWeight]:
     """Weights whose codes are the pool's bytes, one behind the other."""
     rows, columns = shape
-    size, groups = rows * blocks.bytes_per_row(columns, bits), -(-columns // inputs_per_scale)
+    size, groups = rows * tiles.bytes_per_row(columns, bits), -(-columns // inputs_per_scale)
     row_scale, zero_point = torch.full((rows,), 1e-3), torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8)
     weights = []
     for start in range(0, len(pool) - size + 1, size):
@@ -175,8 +176,8 @@ def rebuild_speeds(repeats: int) -> dict[int, float]:
         torch.rand(rows, columns // GROUP).bfloat16(),
         GROUP,
         *(signed((rows, rank)), signed((rank, columns)), torch.full((rows,), 1e-5)),
-        shares=torch.full((2, rows, columns // GROUP), 200, dtype=torch.uint8),
-        plane=planes.pack(torch.rand(rows, columns) < 0.3),
+        clip_ratios=torch.full((2, rows, columns // GROUP), 200, dtype=torch.uint8),
+        plane=rounding_mask.pack(torch.rand(rows, columns) < 0.3),
     )
     speeds = dict.fromkeys(WIDTHS, 0.0)
     for _ in range(repeats):

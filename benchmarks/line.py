@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quept
-from quept.architectures.checkpoint import open_tokenizer
+from quept.config import PrecisionPlan, Widths
 from quept.data import token_stream
-from quept.plan import PrecisionPlan, Widths
+from quept.models.checkpoint import open_tokenizer
 from quept.precision import at_precision, elastic_linears
 
 WINDOWS_PER_BATCH = 8

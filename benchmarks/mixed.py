@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 import quept
-from quept.architectures import architecture_of
-from quept.architectures.checkpoint import open_tokenizer, read_config
-from quept.architectures.images import open_image_processor
 from quept.calibration.samples import source_of
+from quept.config import PrecisionPlan
 from quept.data import digest, load_images, token_stream
 from quept.errors import InvalidInput
 from quept.evaluation import classifier, compare, perplexity
 from quept.files import read_json, replacing, write_json
-from quept.plan import PrecisionPlan
+from quept.models import architecture_of
+from quept.models.checkpoint import open_tokenizer, read_config
+from quept.models.images import open_image_processor
 from quept.precision import at_precision, elastic_linears
 from quept.search.allocation import Allocation, Constraints, Problem
 from quept.search.budget import refined
@@ -43,8 +43,8 @@ from quept.search.cost import Costs
 from quept.search.expansion import expand
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import divergence_of, measure
-from quept.search.subject import IMAGES_PER_BATCH, rows_of, subject_of
 from quept.search.table import Origin, SensitivityTable, model_digest, rank_correlation
+from quept.search.target import IMAGES_PER_BATCH, rows_of, search_target
 from quept.storage import DTYPES
 
 PLANS = ["sum", "pairs", "pairs, free", "refined"]
@@ -162,7 +162,7 @@ class Bench:
         self.manifest = self.model.quept_manifest
         architecture = architecture_of(self.manifest.architecture)
         self.judge: Judge = (Reader if architecture.predicts_tokens else Viewer)(self.model, options)
-        self.subject = subject_of(self.model, self.judge.samples)
+        self.target = search_target(self.model, self.judge.samples)
         self.costs = Costs.of(self.model, DTYPES[self.manifest.dtype])
         self.together = architecture.together(self.model)
         self.known = options.output / "verdicts.json"
@@ -178,7 +178,7 @@ class Bench:
             data_sha256=digest(self.judge.samples),
             rows=rows_of(self.model, self.judge.samples),
         )
-        return measure_table(self.subject, origin, self.options.output / "sensitivity.json")
+        return measure_table(self.target, origin, self.options.output / "sensitivity.json")
 
     def verdict(self, plan: PrecisionPlan | None) -> Verdict:
         key = f"{self.judge.amount}: {json.dumps(None if plan is None else plan.to_json()['bits'])}"
@@ -192,7 +192,7 @@ class Bench:
         """The refined plan for a limit."""
         key = f"{limit}, {self.options.rounds} rounds"
         if key not in self.plans:
-            found = refined(self.subject, problem, limit, self.options.rounds)[-1].allocation
+            found = refined(self.target, problem, limit, self.options.rounds)[-1].allocation
             self.plans[key] = found.plan.to_json()
             write_json(self.found, self.plans)
         return problem.allocation(PrecisionPlan.parse(self.plans[key], origin=str(self.found)))
@@ -201,23 +201,23 @@ class Bench:
         """What each set of linears that agree gains alone at the next width, beside all others at `base`."""
         layers = elastic_linears(self.model)
         following = min(bits for bits in self.manifest.recipe.bits if bits > base)
-        low, high = (divergence_of(self.subject, PrecisionPlan.uniform(layers, bits)) for bits in (base, following))
+        low, high = (divergence_of(self.target, PrecisionPlan.uniform(layers, bits)) for bits in (base, following))
         found = []
         for paths in self.together:
             plan = PrecisionPlan({**dict.fromkeys(layers, base), **dict.fromkeys(paths, following)})
             share = sum(layers[path].numel for path in paths) / sum(layer.numel for layer in layers.values())
-            gain = low - divergence_of(self.subject, plan)
+            gain = low - divergence_of(self.target, plan)
             found.append({"linears": ", ".join(paths), "share": share, "gain": gain / (share * (low - high))})
         return found
 
     def gradient(self) -> dict[str, float]:
         """The gradient metric's share of the exact one's time, and their rank correlation, on the same windows."""
-        subject = subject_of(self.model, self.judge.samples[: self.options.timed_samples * self.judge.unit])
+        target = search_target(self.model, self.judge.samples[: self.options.timed_samples * self.judge.unit])
         origin = Origin(metric="kl", model="0" * 64, data="", data_sha256="0" * 64, rows=1)
         start = time.perf_counter()
-        exact = SensitivityTable(origin=origin, parts=measure(subject))
+        exact = SensitivityTable(origin=origin, parts=measure(target))
         middle = time.perf_counter()
-        gradient = SensitivityTable(origin=origin, parts=expand(subject).errors())
+        gradient = SensitivityTable(origin=origin, parts=expand(target).errors())
         end = time.perf_counter()
         return {
             "exact_seconds": middle - start,
@@ -235,7 +235,7 @@ class Bench:
             "expected_kl": allocation.expected,
             "value": verdict.value,
             "error": verdict.error,
-            "kl": divergence_of(self.subject, plan) if verdict.kl is None else verdict.kl,
+            "kl": divergence_of(self.target, plan) if verdict.kl is None else verdict.kl,
             "plan": plan.to_json()["bits"],
         }
 

@@ -18,10 +18,10 @@ from rich.table import Table
 from torch import Tensor
 
 import quept
-from quept.architectures.checkpoint import open_tokenizer
 from quept.data import token_stream
+from quept.formats.packed import FEW
 from quept.generation import cache_arguments, cache_of
-from quept.numerics.packed import FEW
+from quept.models.checkpoint import open_tokenizer
 
 WINDOWS = 8  # side by side
 

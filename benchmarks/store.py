@@ -23,8 +23,8 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import quept
+from quept.config import Recipe
 from quept.precision import elastic_linears
-from quept.spec import Recipe
 from quept.storage.artifact import is_block_shard
 
 PARTS = ("master", "scales", "planes", "shares", "adapters", "other", "headers")
@@ -43,7 +43,7 @@ def recipes() -> dict[str, Recipe]:
     return {
         "best": quept.load_recipe("best"),
         "paper, three groups": paper.updated(
-            groups={"groups": [[6, 7, 8], [4, 5], [2, 3]]}, store={"master_bits": 8, "share_bits": 4}
+            groups={"groups": [[6, 7, 8], [4, 5], [2, 3]]}, store={"master_bits": 8, "clip_ratio_bits": 4}
         ),
     }
 
@@ -70,7 +70,7 @@ def measured(width: int, recipe: Recipe, folder: Path) -> dict[str, Any]:
         max_position_embeddings=64,
     )
     model = LlamaForCausalLM(config).to(torch.bfloat16)
-    untrained = recipe.reconstruction.updated(epochs=0, clipping_start=4.0)
+    untrained = recipe.reconstruction.updated(epochs=0, clip_init=4.0)
     smoothing = recipe.smoothing.updated(grid=1, bits=(2,), tokens=16)
     settings = recipe.updated(reconstruction=untrained, smoothing=smoothing)
     quept.calibrate(model, folder, data=torch.randint(256, (2, 16)), recipe=settings)

@@ -76,7 +76,7 @@ def make_store(directory: Path) -> None:
         granularity=recipe.granularity.updated(group_size=16),
         adapter=recipe.adapter.updated(rank=2),
         smoothing=recipe.smoothing.updated(enabled=True, grid=2),
-        reconstruction=recipe.reconstruction.updated(epochs=1, last_block_loss=None, text_share=0.0),
+        reconstruction=recipe.reconstruction.updated(epochs=1, last_block_loss=None, label_weight=0.0),
         store=recipe.store.updated(group_size=12),
     )
     quept.calibrate(LlamaForCausalLM(config), directory, data=torch.randint(64, (8, 24)), recipe=recipe)

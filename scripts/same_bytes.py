@@ -23,9 +23,9 @@ from torch import Tensor
 
 import quept
 from quept import builtin, recipes
-from quept.architectures.checkpoint import open_tokenizer, read_config
-from quept.architectures.images import open_image_processor
 from quept.data import load_images, token_stream
+from quept.models.checkpoint import open_tokenizer, read_config
+from quept.models.images import open_image_processor
 
 SHORT = {"epochs": 2, "batch_size": 4}
 SAMPLES, LENGTH = 8, 64

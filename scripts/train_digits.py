@@ -6,7 +6,7 @@ scikit-learn`), divides them by a seeded permutation, trains a small vision tran
 thread, and stores it in bfloat16, together with the calibration and test images, in `src/quept/builtin/digits`.
 
 Narrow, deep and trained without weight decay for many passes: every weight is needed, and rounding hurts. The
-training images are shifted, turned and resized a little each time they are seen. At the end the script rounds
+training images are shifted, flipped and resized a little each time they are seen. At the end the script rounds
 the weights of the stored model's blocks to several bit-widths, to show what that costs.
 
 Every random choice is seeded: on one machine, with the same versions of the libraries, the same files come out.
@@ -25,10 +25,10 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from transformers.utils import logging
 
-from quept.architectures.images import open_image_processor
 from quept.data import load_images
 from quept.evaluation import AccuracyEvaluation, evaluate_accuracy
-from quept.nn import replace_linears
+from quept.layers import replace_linears
+from quept.models.images import open_image_processor
 from quept.recipes import load_recipe
 
 DIGITS = Path(__file__).resolve().parents[1] / "src" / "quept" / "builtin" / "digits"
@@ -96,7 +96,7 @@ def pixels_of(images: np.ndarray) -> Tensor:
 
 
 def jittered(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned by up to 6 degrees, resized by up to 5 % and shifted by up to half a pixel."""
+    """Each image flipped by up to 6 degrees, resized by up to 5 % and shifted by up to half a pixel."""
     angle, scale, right, down = (2 * torch.rand(4, len(pixels), generator=generator) - 1).unbind()
     angle, scale = angle * math.radians(6), 1 + 0.05 * scale
     shift = 0.5 * 2 / IMAGE_SIZE

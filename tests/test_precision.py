@@ -2,19 +2,17 @@ import pytest
 import torch
 from torch import nn
 
+from quept.config import Adapter, BitGroups, Granularity, PrecisionPlan, WeightSpec
 from quept.errors import InvalidInput
-from quept.nn import replace_linears
-from quept.plan import PrecisionPlan
+from quept.layers import replace_linears
 from quept.precision import (
     at_precision,
     elastic_linears,
-    keep_derived_weights,
+    keep_weights,
     precision_of,
     rounded_to_nearest,
     set_precision,
 )
-from quept.spec import Adapter, Granularity, WeightSpec
-from quept.widths import BitGroups
 
 SIZE = 12
 PATHS = ("layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down")
@@ -87,7 +85,7 @@ def test_a_width_holds_for_every_elastic_layer_until_it_is_changed(model):
 def test_going_back_to_a_width_gives_the_same_output_with_and_without_kept_weights(model):
     set_precision(model, 2)
     before = model(HIDDEN)
-    keep_derived_weights(model, None)
+    keep_weights(model, None)
     for bits in (2, 8, 2):
         set_precision(model, bits)
         output = model(HIDDEN)
@@ -95,10 +93,10 @@ def test_going_back_to_a_width_gives_the_same_output_with_and_without_kept_weigh
 
 
 def test_kept_weights_share_one_budget_over_all_layers(model):
-    residency = keep_derived_weights(model, 3 * SIZE * SIZE * 4)
+    weight_cache = keep_weights(model, 3 * SIZE * SIZE * 4)
     set_precision(model, 4)
     model(HIDDEN)
-    assert residency.widths() == {4: 3 * SIZE * SIZE * 4}
+    assert weight_cache.widths() == {4: 3 * SIZE * SIZE * 4}
 
 
 @pytest.mark.parametrize("make", [dict, PrecisionPlan])
@@ -178,7 +176,7 @@ def test_what_only_looks_like_a_width_is_refused_and_nothing_changes(model, valu
     assert widths(model) == uniform(None)
 
 
-@pytest.mark.parametrize("call", [precision_of, lambda m: set_precision(m, 4), lambda m: keep_derived_weights(m, None)])
+@pytest.mark.parametrize("call", [precision_of, lambda m: set_precision(m, 4), lambda m: keep_weights(m, None)])
 def test_a_model_without_elastic_layers_is_refused_with_what_to_do(call):
     with pytest.raises(InvalidInput, match=r"This Sequential has no elastic layers; .*quept\.load"):
         call(nn.Sequential(nn.Linear(2, 2)))

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import quept
-from quept.architectures.checkpoint import open_model, open_tokenizer
-from quept.architectures.images import open_image_processor
 from quept.data import load_images, token_stream
 from quept.evaluation import evaluate_accuracy, evaluate_widths
+from quept.models.checkpoint import open_model, open_tokenizer
+from quept.models.images import open_image_processor
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 

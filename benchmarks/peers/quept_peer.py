@@ -11,7 +11,7 @@ from exchange import arguments, measured, read_windows
 from transformers import AutoConfig, AutoTokenizer
 
 import quept
-from quept.architectures import ARCHITECTURES, Architecture, architecture_of
+from quept.models import ARCHITECTURES, Architecture, architecture_of
 
 
 def without(model: str, leave: list[str]) -> Architecture:

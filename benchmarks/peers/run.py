@@ -31,13 +31,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quept
-from quept.architectures import ARCHITECTURES
-from quept.architectures.checkpoint import open_tokenizer
 from quept.assembly import make_elastic
 from quept.data import token_stream, token_windows
 from quept.evaluation import divergence, perplexity
 from quept.files import replacing
-from quept.nn.size import full_precision_bytes, packed_bytes
+from quept.layers.size import full_precision_bytes, packed_bytes
+from quept.models import ARCHITECTURES
+from quept.models.checkpoint import open_tokenizer
 from quept.precision import elastic_linears, rounded_to_nearest, set_precision
 
 HERE = Path(__file__).parent

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 
 import quept
-from quept.architectures.images import open_image_processor
+from quept.config import Recipe, parse_bits
 from quept.data import load_images
 from quept.evaluation import evaluate_accuracy
-from quept.spec import Recipe
-from quept.widths import parse_bits
+from quept.models.images import open_image_processor
 
-WHOLE = 12.0  # a logit: 0.99999 of the range
+UNCLIPPED = 12.0  # a logit: 0.99999 of the range
 
 
 def rounding(start: str, reparameterized: bool) -> Recipe:
@@ -30,9 +29,9 @@ def rounding(start: str, reparameterized: bool) -> Recipe:
     paper = quept.load_recipe("vision")
     return paper.updated(
         adapter={"kind": "none"},
-        activations=paper.activations.updated(start=start),
+        activations=paper.activations.updated(range_init=start),
         reparameterization={"enabled": reparameterized},
-        reconstruction={"epochs": 0, "clipping_start": WHOLE},
+        reconstruction={"epochs": 0, "clip_init": UNCLIPPED},
         merging={"strategy": "per-group"},
     )
 
@@ -68,7 +67,7 @@ def rows() -> dict[str, Recipe]:
 
 def run(chosen: argparse.Namespace, name: str, recipe: Recipe) -> dict[str, object]:
     """One row."""
-    config = quept.architectures.checkpoint.read_config(chosen.model)
+    config = quept.models.checkpoint.read_config(chosen.model)
     test = load_images(chosen.test, open_image_processor(chosen.model, config))
     if chosen.bits:
         recipe = recipe.with_bits(parse_bits(chosen.bits))

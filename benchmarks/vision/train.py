@@ -33,9 +33,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from quept.architectures.images import describe, open_image_processor
 from quept.data import Preprocessing, load_images
 from quept.evaluation import accuracy
+from quept.models.images import describe, open_image_processor
 
 ASSETS = Path(__file__).resolve().parents[3] / "shared" / "assets"
 # The usual 0.02 is for layers ten times as wide; with it, so small a model spends its first epochs in getting started.

@@ -10,27 +10,25 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from quept.calibration import Progress, Report, calibrate
+    from quept.config import PrecisionPlan, Recipe, Widths
     from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
     from quept.evaluation import evaluate_widths
     from quept.evaluation.perplexity import perplexity
     from quept.generation import KeyValueCache
-    from quept.plan import PrecisionPlan, Widths
     from quept.precision import at_precision, precision_of, prefetch, set_precision
     from quept.recipes import load_recipe
     from quept.search import allocate, measure_sensitivity
-    from quept.spec import Recipe
     from quept.storage import load, save
 
 _HOME = {
+    "config": ("PrecisionPlan", "Recipe", "Widths"),
     "calibration": ("Progress", "Report", "calibrate"),
     "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
     "evaluation": ("evaluate_widths", "perplexity"),
     "generation": ("KeyValueCache",),
-    "plan": ("PrecisionPlan", "Widths"),
     "precision": ("at_precision", "precision_of", "prefetch", "set_precision"),
     "recipes": ("load_recipe",),
     "search": ("allocate", "measure_sensitivity"),
-    "spec": ("Recipe",),
     "storage": ("load", "save"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

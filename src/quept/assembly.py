@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from quept.architectures import Architecture, Place, architecture_of
-from quept.architectures.attention import attach, attach_products
-from quept.nn import ElasticInput, ElasticLinear, replace_linears
-from quept.nn.elastic import weight_of
-from quept.nn.inputs import OnlineTransform
-from quept.spec import Recipe
+from quept.config import Recipe
+from quept.layers import ElasticInput, ElasticLinear, replace_linears
+from quept.layers.inputs import OnlineTransform
+from quept.layers.linear import weight_of
+from quept.models import Architecture, BlockContext, architecture_of
+from quept.models.attention import attach, attach_operands
 from quept.transforms import Transform, transforms_of
 
 
@@ -22,29 +22,29 @@ def make_elastic(model: Any, recipe: Recipe) -> None:
     architecture = architecture_of(model.config.model_type)
     transforms = transforms_of(recipe)
     for index, block in enumerate(architecture.block_list(model)):
-        assemble(block, Place.of(architecture, model, index), recipe, transforms)
+        assemble(block, BlockContext.of(architecture, model, index), recipe, transforms)
     assemble_outer(model, architecture, recipe)
 
 
 def assemble(
-    block: nn.Module, place: Place, recipe: Recipe, transforms: tuple[Transform, ...]
+    block: nn.Module, context: BlockContext, recipe: Recipe, transforms: tuple[Transform, ...]
 ) -> dict[str, ElasticLinear]:
     """Replace a block's linears by elastic ones, in place, and attach what transforms do online.
 
     Returns the linears by name.
     """
-    online = {path: step for transform in transforms for path, step in transform.online(block, place).items()}
-    inputs = _inputs(block, place, recipe, online)
-    linears = replace_linears(block, place.path, place.architecture.linears, recipe.weight_spec, inputs)
+    online = {path: step for transform in transforms for path, step in transform.online(block, context).items()}
+    inputs = _inputs(block, context, recipe, online)
+    linears = replace_linears(block, context.path, context.architecture.linears, recipe.weight_spec, inputs)
     for transform in transforms:
-        transform.attach(block, place)
-    for attention in place.attentions:
-        if place.architecture.predicts_tokens:
+        transform.attach(block, context)
+    for attention in context.attentions:
+        if context.architecture.predicts_tokens:
             # Where values are rotated in the weights, rotating them again would undo it.
             rotates_values = not recipe.rotation.enabled
-            attach(block, place.path, attention, rotates_values, *place.architecture.keys(place.config))
+            attach(block, context.path, attention, rotates_values, *context.architecture.keys(context.config))
         if recipe.activations.products:
-            attach_products(block, place.path, attention, recipe.activations)
+            attach_operands(block, context.path, attention, recipe.activations)
     return linears
 
 
@@ -66,15 +66,15 @@ def assemble_outer(model: nn.Module, architecture: Architecture, recipe: Recipe)
 
 
 def _inputs(
-    block: nn.Module, place: Place, recipe: Recipe, online: Mapping[str, OnlineTransform]
+    block: nn.Module, context: BlockContext, recipe: Recipe, online: Mapping[str, OnlineTransform]
 ) -> dict[str, ElasticInput]:
     """What the inputs of each linear go through, by name: one for all linears that read the same tensor."""
     made = {}
-    for readers in place.architecture.inputs:
+    for readers in context.architecture.inputs:
         transform = online.get(readers[0])
         if transform is None and not recipe.activations.bits:
             continue
         device = weight_of(block.get_submodule(readers[0])).device
-        paths = [f"{place.path}.{name}" for name in readers]
+        paths = [f"{context.path}.{name}" for name in readers]
         made.update(dict.fromkeys(readers, ElasticInput(recipe.activations, paths, transform, device)))
     return made

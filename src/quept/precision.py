@@ -7,14 +7,12 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from quept.architectures.attention import install
+from quept.config import FULL, Activations, PlannedWidth, PrecisionPlan, Widths
 from quept.errors import InvalidInput
-from quept.nn import AttentionProducts, DerivedWeights, ElasticLinear, nearest
-from quept.nn.keyvalues import KeyValues
-from quept.nn.residency import Key, Sized
-from quept.plan import PlannedWidth, PrecisionPlan, Widths
-from quept.spec import Activations
-from quept.widths import FULL
+from quept.layers import AttentionOperands, ElasticLinear, WeightCache, nearest
+from quept.layers.cache import Key, Sized
+from quept.layers.keyvalues import KeyValues
+from quept.models.attention import install
 
 LOADED = "quept_parts"  # the attribute under which a loaded model keeps its parts
 
@@ -28,13 +26,13 @@ class Parts(NamedTuple):
 
     linears: dict[str, ElasticLinear]
     key_values: dict[str, KeyValues]
-    products: dict[str, AttentionProducts]
+    products: dict[str, AttentionOperands]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Parts":
         """The parts of a model; those of a loaded one were looked up once."""
         known: Parts | None = getattr(model, LOADED, None)
-        return known or cls(elastic_linears(model), key_values(model), attention_products(model))
+        return known or cls(elastic_linears(model), key_values(model), attention_operands(model))
 
 
 def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
@@ -53,9 +51,9 @@ def key_values(model: nn.Module) -> dict[str, KeyValues]:
     return {module.path: module for module in model.modules() if isinstance(module, KeyValues)}
 
 
-def attention_products(model: nn.Module) -> dict[str, AttentionProducts]:
+def attention_operands(model: nn.Module) -> dict[str, AttentionOperands]:
     """What decides on the width of attention's operands, by its module path; empty where they are not rounded."""
-    return {module.path: module for module in model.modules() if isinstance(module, AttentionProducts)}
+    return {module.path: module for module in model.modules() if isinstance(module, AttentionOperands)}
 
 
 def master_name(model: nn.Module) -> str:
@@ -112,7 +110,7 @@ def rounded_to_nearest(model: nn.Module, precision: Precision) -> Iterator[None]
 
     Linears that `precision` does not name run at full precision.
     """
-    layers, attentions, products = elastic_linears(model), key_values(model), attention_products(model)
+    layers, attentions, products = elastic_linears(model), key_values(model), attention_operands(model)
     assigned = _assigned(precision, {**layers, **products}, attentions)
     with ExitStack() as stack:
         stack.enter_context(at_precision(model, {path: assigned[path] for path in attentions if path in assigned}))
@@ -135,11 +133,13 @@ def prefetch(model: nn.Module, precision: Precision) -> "Future[int]":
     assigned = _assigned(precision, {**layers, **products}, attentions)
     wanted = _chosen(layers, assigned)
     in_force = {key for key, _ in _in_force(model)}
-    residency = next(iter(layers.values())).residency
+    weight_cache = next(iter(layers.values())).weight_cache
 
     def derive() -> int:
         forms = [layer.form(bits, activation_bits) for layer, bits, activation_bits in wanted]
-        return sum(residency.prefetch(*form, in_force) for form in forms if residency is not None and form is not None)
+        return sum(
+            weight_cache.prefetch(*form, in_force) for form in forms if weight_cache is not None and form is not None
+        )
 
     return _AHEAD.submit(derive)
 
@@ -149,8 +149,8 @@ def make_resident(model: nn.Module) -> int:
 
     Returns the bytes of all weights in force that are derived.
     """
-    residency = next(iter(Parts.of(model).linears.values())).residency
-    return 0 if residency is None else sum(residency.get(*form).nbytes for form in _in_force(model))
+    weight_cache = next(iter(Parts.of(model).linears.values())).weight_cache
+    return 0 if weight_cache is None else sum(weight_cache.get(*form).nbytes for form in _in_force(model))
 
 
 def _in_force(model: nn.Module) -> Iterator[tuple[Key, Callable[[int], Sized]]]:
@@ -161,14 +161,14 @@ def _in_force(model: nn.Module) -> Iterator[tuple[Key, Callable[[int], Sized]]]:
             yield form
 
 
-def keep_derived_weights(model: nn.Module, budget: int | None) -> DerivedWeights:
+def keep_weights(model: nn.Module, budget: int | None) -> WeightCache:
     """Keep derived weights between forward passes within `budget` bytes (None: no limit)."""
-    residency = DerivedWeights(budget)
+    weight_cache = WeightCache(budget)
     setattr(model, LOADED, None)
     setattr(model, LOADED, Parts.of(model))
     for layer in elastic_linears(model).values():
-        layer.residency = residency
-    return residency
+        layer.weight_cache = weight_cache
+    return weight_cache
 
 
 def _assigned(
@@ -217,7 +217,7 @@ def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tupl
         (only,) = layer.spec.groups.bits
         bits = None if widths.weights in (None, FULL) else only
         activated = widths.weights not in (None, FULL) if widths.activations is None else widths.activations != FULL
-        return bits, calibrated.beside(only) if activated else None
+        return bits, calibrated.bits_for(only) if activated else None
     bits = None if widths.weights in (None, FULL) else widths.weights
     if bits is not None:
         layer.spec.groups.index(bits)
@@ -227,7 +227,7 @@ def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tupl
 def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
     """The width of activations that is meant; None is full precision."""
     if widths.activations is None:
-        return calibrated.beside(None if widths.weights == FULL else widths.weights)
+        return calibrated.bits_for(None if widths.weights == FULL else widths.weights)
     if widths.activations == FULL:
         return None
     if widths.activations not in calibrated.bits:
@@ -242,7 +242,7 @@ def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
     return widths.activations
 
 
-def _width_of(products: AttentionProducts, planned: PlannedWidth) -> int | None:
+def _width_of(products: AttentionOperands, planned: PlannedWidth) -> int | None:
     """The width of an attention's operands that a plan's entry means; None is full precision."""
     return _activation_width(products.spec, Widths.parse(planned))
 

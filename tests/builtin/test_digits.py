@@ -7,10 +7,10 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 # Not `from quept.builtin import test_images_path`: pytest would collect that function as a test.
 from quept import builtin, load_recipe
-from quept.architectures.images import open_image_processor
 from quept.data import load_images
 from quept.evaluation import evaluate_accuracy
-from quept.nn import replace_linears
+from quept.layers import replace_linears
+from quept.models.images import open_image_processor
 
 MAX_PACKAGE_DATA = 1_000_000
 CLASSES = 10

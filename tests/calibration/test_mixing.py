@@ -6,20 +6,20 @@ import pytest
 import torch
 
 import quept
-from quept.architectures import Place, architecture_of
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.capture import Entrance
+from quept.calibration.capture import ModelStem
 from quept.calibration.merge import advance
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.stream import Stream, StreamStore
+from quept.config import Adapter, Granularity, Mixing, Reconstruction
+from quept.models import BlockContext, architecture_of
 from quept.precision import elastic_linears
-from quept.spec import Adapter, Granularity, Mixing, Reconstruction
 
 CPU = torch.device("cpu")
 
 
 def recipe(**training):
-    quick = Reconstruction(epochs=4, batch_size=4, loss="mse", normalized=True, clipping_start="search", **training)
+    quick = Reconstruction(epochs=4, batch_size=4, loss="mse", normalized=True, clip_init="search", **training)
     return (
         quept.load_recipe("best")
         .with_bits((2, 3, 8))
@@ -34,13 +34,13 @@ def recipe(**training):
 
 def first_block(model, windows, settings):
     architecture = architecture_of(model.config.model_type)
-    entrance = Entrance(model, architecture, torch.float32)
-    place = Place.of(architecture, model, 0)
-    call = entrance.calls(windows)[0]
+    stem = ModelStem(model, architecture, torch.float32)
+    context = BlockContext.of(architecture, model, 0)
+    call = stem.calls(windows)[0]
     module = architecture.block_list(model)[0]
-    block = CalibrationBlock(module, place, settings, call, CPU, torch.float32)
+    block = CalibrationBlock(module, context, settings, call, CPU, torch.float32)
     block.round_to_stored()
-    return block, entrance.hidden_states(windows)
+    return block, stem.hidden_states(windows)
 
 
 def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model, windows):
@@ -66,9 +66,9 @@ def test_blocks_before_the_start_are_not_mixed(tiny_model, windows):
     settings = recipe(mixing=Mixing(bits=(2,), share=0.5, start=0.5))
     block, _ = first_block(tiny_model("llama"), windows, settings)
     generator = torch.Generator().manual_seed(0)
-    assert block.place.blocks == 2
+    assert block.context.blocks == 2
     assert {draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(20)} == {Mixture(2)}
-    block.place = replace(block.place, index=1)
+    block.context = replace(block.context, index=1)
     assert len({draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(20)}) > 1
 
 
@@ -123,7 +123,7 @@ def test_linears_move_to_a_width_that_does_not_train_without_changing_it(bits, t
     def calibrate(share):
         settings = quept.load_recipe("best").with_bits(bits)
         mixing = Mixing(bits=(2,), share=share)
-        training = settings.reconstruction.updated(epochs=2, batch_size=4, cadence=(0, 1), mixing=mixing)
+        training = settings.reconstruction.updated(epochs=2, batch_size=4, train_every=(0, 1), mixing=mixing)
         settings = settings.updated(reconstruction=training)
         out = tmp_path / str(share)
         return quept.load(quept.calibrate(tiny_model("llama"), out, data=windows, recipe=settings).directory)

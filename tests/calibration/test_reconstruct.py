@@ -7,20 +7,19 @@ import torch
 from torch.nn import functional as F
 
 import quept
-from quept.architectures import Place, architecture_of
-from quept.calibration import passes
+from quept.calibration import forward
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.capture import Entrance, Exit
+from quept.calibration.capture import ModelHead, ModelStem
 from quept.calibration.clock import Clock
+from quept.calibration.forward import CompiledForward, EagerForward
 from quept.calibration.merge import advance
 from quept.calibration.objective import output_error, prediction_error
-from quept.calibration.passes import CompiledPass, PlainPass
 from quept.calibration.reconstruct import expected_draws, reconstruct
 from quept.calibration.stream import Stream, StreamStore
+from quept.config import Adapter, BitGroups, Granularity, Recipe, Reconstruction
+from quept.models import BlockContext, architecture_of
 from quept.numerics import affine
 from quept.precision import elastic_linears
-from quept.spec import Adapter, Granularity, Recipe, Reconstruction
-from quept.widths import BitGroups
 
 CPU = torch.device("cpu")
 WIDTHS = (2, 3, 4, 8)
@@ -28,7 +27,7 @@ WIDTHS = (2, 3, 4, 8)
 
 def recipe(**changes) -> Recipe:
     best = quept.load_recipe("best").with_bits(WIDTHS)
-    quick = Reconstruction(epochs=10, batch_size=4, loss="mse", normalized=True, clipping_start="search")
+    quick = Reconstruction(epochs=10, batch_size=4, loss="mse", normalized=True, clip_init="search")
     return best.updated(
         **{
             "granularity": Granularity(group_size=16, grouped_bits=(2, 3, 4)),
@@ -44,12 +43,12 @@ def recipe(**changes) -> Recipe:
 def first_block(model, windows, settings: Recipe | None = None):
     """The first block, elastic, and the stream that enters it."""
     architecture = architecture_of(model.config.model_type)
-    entrance = Entrance(model, architecture, torch.float32)
-    call = entrance.calls(windows)[0]
+    stem = ModelStem(model, architecture, torch.float32)
+    call = stem.calls(windows)[0]
     blocks = architecture.block_list(model)
-    place = Place.of(architecture, model, 0)
-    block = CalibrationBlock(blocks[0], place, settings or recipe(), call, CPU, torch.float32)
-    return block, entrance.hidden_states(windows)
+    context = BlockContext.of(architecture, model, 0)
+    block = CalibrationBlock(blocks[0], context, settings or recipe(), call, CPU, torch.float32)
+    return block, stem.hidden_states(windows)
 
 
 def trained(model, windows, settings: Recipe, noise: float):
@@ -68,7 +67,7 @@ def trained(model, windows, settings: Recipe, noise: float):
         settings.trained_groups,
         settings.reconstruction,
         output_error("mse"),
-        PlainPass(),
+        EagerForward(),
         torch.Generator().manual_seed(2),
         Clock(),
         lambda *_: None,
@@ -145,14 +144,14 @@ def test_settling_keeps_every_code_that_training_ended_with(family, tiny_model, 
         for offset in offsets.values():
             offset.data.uniform_(-0.5, 0.5, generator=generator)
         before = {bits: linear.codes(bits)[0] for bits in WIDTHS}
-        linear.settle()
+        linear.freeze()
         assert not linear.offsets
         for bits in WIDTHS:
             assert torch.equal(linear.codes(bits)[0], before[bits])
 
 
 def test_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows, tmp_path):
-    settings = recipe(reconstruction=recipe().reconstruction.updated(cadence=(0, 1, 2, 1), epochs=2))
+    settings = recipe(reconstruction=recipe().reconstruction.updated(train_every=(0, 1, 2, 1), epochs=2))
     report = quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=settings)
     for layer in elastic_linears(quept.load(report.directory)).values():
         assert torch.equal(layer.derive(8), layer.nearest(8))
@@ -161,7 +160,7 @@ def test_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows
 
 def test_draws_follow_cadence_and_group_size():
     groups = BitGroups(groups=[[7, 8], [5], [3], [2]])
-    draws = expected_draws(groups.groups, Reconstruction(cadence=(4, 0, 2, 1)), 10)
+    draws = expected_draws(groups.groups, Reconstruction(train_every=(4, 0, 2, 1)), 10)
     assert draws == {8: 1.5, 7: 1.5, 5: 0, 3: 5, 2: 10}
 
 
@@ -207,51 +206,51 @@ def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model,
 def test_the_exit_gives_the_models_own_predictions(family, tiny_model, windows):
     model = tiny_model(family)
     architecture = architecture_of(model.config.model_type)
-    entrance = Entrance(model, architecture, torch.float32)
-    hidden = entrance.hidden_states(windows)
-    for block, call in zip(architecture.block_list(model), entrance.calls(windows), strict=True):
+    stem = ModelStem(model, architecture, torch.float32)
+    hidden = stem.hidden_states(windows)
+    for block, call in zip(architecture.block_list(model), stem.calls(windows), strict=True):
         hidden = call(block, hidden)
-    leave = Exit(model, architecture, torch.float32, CPU, windows[:1])
+    head = ModelHead(model, architecture, torch.float32, CPU, windows[:1])
     with torch.no_grad():
         expected = model(input_ids=windows, use_cache=False).logits
-        torch.testing.assert_close(leave(hidden), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(head(hidden), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_prediction_error_is_the_divergence_however_it_is_divided(tiny_model, windows, monkeypatch):
     model = tiny_model("llama")
-    leave = Exit(model, architecture_of("llama"), torch.float32, CPU, windows[:1])
+    head = ModelHead(model, architecture_of("llama"), torch.float32, CPU, windows[:1])
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(3, 24, 32, generator=generator)
     output = (target + 0.3 * torch.randn(target.shape, generator=generator)).requires_grad_(True)
     with torch.no_grad():
-        p, q = (leave(states).log_softmax(-1) for states in (target, output))
+        p, q = (head(states).log_softmax(-1) for states in (target, output))
         expected = F.kl_div(q, p, log_target=True, reduction="sum") / 72
     values, gradients = [], []
     for tokens in (10_000, 30, 7):  # all at once; a sample at a time; parts of a sample
-        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.classes)
-        value = prediction_error(leave)(target, slice(None))(output)
+        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * head.classes)
+        value = prediction_error(head)(target, slice(None))(output)
         gradients.append(torch.autograd.grad(value, output)[0])
         values.append(value.detach())
         torch.testing.assert_close(values[-1], expected)
         torch.testing.assert_close(gradients[-1], gradients[0])
-    assert float(prediction_error(leave)(target, slice(None))(target)) == pytest.approx(0, abs=1e-6)
+    assert float(prediction_error(head)(target, slice(None))(target)) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_text_has_its_share_of_the_predictions(tiny_model, windows, monkeypatch):
     model = tiny_model("llama")
-    leave = Exit(model, architecture_of("llama"), torch.float32, CPU, windows[:1])
+    head = ModelHead(model, architecture_of("llama"), torch.float32, CPU, windows[:1])
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(2, 24, 32, generator=generator)
     output = (target + 0.3 * torch.randn(target.shape, generator=generator)).requires_grad_(True)
     rows, share = [3, 1], 0.25
     with torch.no_grad():
-        p, log_q = leave(target).softmax(-1), leave(output).log_softmax(-1)
+        p, log_q = head(target).softmax(-1), head(output).log_softmax(-1)
         text = F.one_hot(windows[rows][:, 1:24], p.shape[-1])
         p[:, :-1] = (1 - share) * p[:, :-1] + share * text  # after a window's last token nothing is known to follow
         expected = (p * (p.log() - log_q)).sum() / 48
     for tokens in (10_000, 7):  # all at once; parts of a sample
-        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * leave.classes)
-        error = prediction_error(leave, windows[:, :24], share)(target, rows)
+        monkeypatch.setattr("quept.calibration.objective.LOGITS_PER_CHUNK", tokens * head.classes)
+        error = prediction_error(head, windows[:, :24], share)(target, rows)
         torch.testing.assert_close(error(output).detach(), expected)
     assert torch.autograd.grad(error(output), output)[0].isfinite().all()
 
@@ -267,7 +266,7 @@ def test_without_a_compiler_the_plain_pass_takes_over_and_says_so_once(tiny_mode
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     notes = []
-    forward = CompiledPass(notes.append)
+    forward = CompiledForward(notes.append)
     for _ in range(2):
         assert torch.equal(forward(block.call, block.module, hidden), block.run(hidden))
     assert len(notes) == 1
@@ -283,8 +282,8 @@ def test_what_is_compiled_quantizes_as_the_library_does(bits):
     upstream = torch.randn(grouped.shape, generator=generator)
     low, high = torch.sigmoid(logits).unsqueeze(-1)
     expected = affine.fake_quantize(grouped, affine.grid(grouped, bits, low, high), offset)
-    rows = [values.flatten(0, 1) for values in (grouped, *affine.extremes(grouped), offset)]
-    actual = passes._quantize(*rows, torch.sigmoid(logits).flatten(1).unsqueeze(-1), 2**bits - 1).view_as(expected)
+    rows = [values.flatten(0, 1) for values in (grouped, *affine.min_max(grouped), offset)]
+    actual = forward._quantize(*rows, torch.sigmoid(logits).flatten(1).unsqueeze(-1), 2**bits - 1).view_as(expected)
     torch.testing.assert_close(actual, expected)
     for one, other in zip(
         torch.autograd.grad(actual, (logits, offset), upstream),
@@ -302,7 +301,7 @@ def test_a_compiled_pass_gives_what_the_plain_one_gives(activation_bits, tiny_mo
     rotation = {"activations": {"bits": activation_bits}, "rotation": {"enabled": bool(activation_bits)}}
     block, hidden = first_block(tiny_model("llama", num_hidden_layers=1), windows, recipe(**rotation))
     notes, found = [], []
-    for forward in (PlainPass(), CompiledPass(notes.append)):
+    for forward in (EagerForward(), CompiledForward(notes.append)):
         for layer in block.linears.values():
             layer.offsets.clear()
             layer.learn_rounding()
@@ -328,12 +327,12 @@ def test_compiled_code_is_not_taken_from_a_block_that_differs(tiny_model, window
     settings = quept.load_recipe("weight-activation-best")
     model = tiny_model("llama", num_hidden_layers=4)
     architecture = architecture_of("llama")
-    entrance = Entrance(model, architecture, torch.float32)
-    blocks, hidden, notes = architecture.block_list(model), entrance.hidden_states(windows), []
-    compiled = CompiledPass(notes.append)
-    for index, call in enumerate(entrance.calls(windows)):
-        place = Place.of(architecture, model, index)
-        block = CalibrationBlock(blocks[index], place, settings, call, CPU, torch.float32)
+    stem = ModelStem(model, architecture, torch.float32)
+    blocks, hidden, notes = architecture.block_list(model), stem.hidden_states(windows), []
+    compiled = CompiledForward(notes.append)
+    for index, call in enumerate(stem.calls(windows)):
+        context = BlockContext.of(architecture, model, index)
+        block = CalibrationBlock(blocks[index], context, settings, call, CPU, torch.float32)
         with torch.no_grad():
             for layer in block.linears.values():
                 layer.override = layer.derive(8)

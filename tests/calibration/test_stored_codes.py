@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 import quept
 from quept.calibration import workspace
 from quept.calibration.block import CalibrationBlock
+from quept.config import Store
 from quept.errors import InvalidInput
 from quept.numerics import affine
 from quept.precision import elastic_linears
-from quept.spec import Store
 
 WIDTHS = (2, 3, 5, 8)
 
@@ -30,13 +30,13 @@ def recipe(name="best", **store):
 @pytest.fixture
 def settled(monkeypatch):
     """Codes and grids of every layer and width at the moment when its block was settled."""
-    found, settle = {}, CalibrationBlock.settle
+    found, freeze = {}, CalibrationBlock.freeze
 
     def remember(block):
-        settle(block)
+        freeze(block)
         found.update({(linear.path, bits): linear.codes(bits) for linear in block.linears.values() for bits in WIDTHS})
 
-    monkeypatch.setattr(CalibrationBlock, "settle", remember)
+    monkeypatch.setattr(CalibrationBlock, "freeze", remember)
     return found
 
 
@@ -48,9 +48,9 @@ def contents(directory: Path) -> dict[str, bytes]:
     ("family", "name", "dtype", "store"),
     [
         ("llama", "best", torch.float32, {}),
-        ("llama", "paper", torch.bfloat16, {"share_bits": 4, "group_size": 12}),
+        ("llama", "paper", torch.bfloat16, {"clip_ratio_bits": 4, "group_size": 12}),
         ("gpt2", "best", torch.float16, {"group_size": 12}),
-        ("opt", "paper", torch.bfloat16, {"share_bits": 4}),
+        ("opt", "paper", torch.bfloat16, {"clip_ratio_bits": 4}),
     ],
 )
 def test_loaded_codes_are_those_that_calibration_ended_with(
@@ -149,7 +149,7 @@ def test_what_a_kernel_rebuilds_from_gives_the_codes(artifact):
             assert torch.equal(scale, grid.scale.squeeze(-1))
             assert torch.equal(zero_point, grid.zero_point.squeeze(-1))
         master = layer.stored_weight(8)
-        assert (master.up, master.down, master.adapter_scale, master.shares, master.plane) == (None,) * 5
+        assert (master.up, master.down, master.adapter_scale, master.clip_ratios, master.plane) == (None,) * 5
 
 
 def test_a_store_of_its_masters_width_alone_has_nothing_to_train(tiny_model, windows, tmp_path):

@@ -7,7 +7,7 @@ from families import run
 
 import quept
 from quept.evaluation.speed import measure_speed, read_per_token
-from quept.nn.size import resident_bytes
+from quept.layers.size import resident_bytes
 
 
 @pytest.fixture(scope="module")

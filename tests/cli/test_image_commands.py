@@ -9,7 +9,7 @@ from families import run
 from PIL import Image
 
 import quept
-from quept.precision import attention_products
+from quept.precision import attention_operands
 
 SMALL = ("--samples", "12", "--epochs", "1", "--batch-size", "6", "--quiet")
 
@@ -48,7 +48,7 @@ def workplace(tmp_path_factory, tiny_classifier):
 def test_the_default_recipe_is_the_one_for_images(workplace):
     manifest = json.loads((workplace / "artifact" / "quept.json").read_text())
     assert manifest["recipe"]["name"] == "vision-best"
-    assert attention_products(quept.load(workplace / "artifact", 4))
+    assert attention_operands(quept.load(workplace / "artifact", 4))
 
 
 def test_evaluate_writes_accuracy_as_json_table_and_plot(workplace, tmp_path, capfd):

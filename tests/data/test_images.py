@@ -262,7 +262,7 @@ def test_pictures_of_other_modes_become_three_channels(tmp_path, mode, kind):
 def test_a_picture_is_turned_as_its_orientation_says(tmp_path):
     array = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE) * 7
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    exif[0x0112] = 6  # to be flipped clockwise by a quarter
     (tmp_path / "ant").mkdir()
     Image.fromarray(array).save(tmp_path / "ant" / "a.png", exif=exif)
     pixels, _ = everything(load_images(tmp_path, Plain()))

@@ -11,7 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import quept
 from quept.errors import InvalidInput
 from quept.evaluation import accuracy, classifier, compare, evaluate_accuracy
-from quept.nn import replace_linears
+from quept.layers import replace_linears
 from quept.precision import at_precision, precision_of, rounded_to_nearest
 
 CLASSES, IMAGES = 7, 30

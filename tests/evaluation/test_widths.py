@@ -7,11 +7,11 @@ import torch
 
 import quept
 from quept.assembly import make_elastic
+from quept.config import Granularity
 from quept.errors import InvalidInput
 from quept.evaluation import evaluate_widths, widths
 from quept.evaluation.divergence import divergence
 from quept.precision import at_precision, rounded_to_nearest
-from quept.spec import Granularity
 
 WINDOW = 12
 

@@ -18,13 +18,13 @@ def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def shares(like, seed):
+def clip_ratios(like, seed):
     """Shares of the range between one half and one, one per group."""
     generator = torch.Generator().manual_seed(seed)
     return 0.5 + 0.5 * torch.rand(*like.shape[:2], 1, generator=generator).to(like.dtype)
 
 
-def rounded_by_loops(grouped, bits, low_share=None, high_share=None, offset=None):
+def rounded_by_loops(grouped, bits, low_clip_ratio=None, high_clip_ratio=None, offset=None):
     """The method's quantizer, one number at a time, in float32 like the library."""
     maximum, f = 2**bits - 1, np.float32
     result = torch.empty_like(grouped)
@@ -32,10 +32,10 @@ def rounded_by_loops(grouped, bits, low_share=None, high_share=None, offset=None
         for group in range(grouped.shape[1]):
             values = grouped[row, group].numpy()
             low, high = min(f(0), values.min()), max(f(0), values.max())
-            if low_share is not None:
-                low = f(low * low_share[row, group, 0].numpy())
-            if high_share is not None:
-                high = f(high * high_share[row, group, 0].numpy())
+            if low_clip_ratio is not None:
+                low = f(low * low_clip_ratio[row, group, 0].numpy())
+            if high_clip_ratio is not None:
+                high = f(high * high_clip_ratio[row, group, 0].numpy())
             scale = f(f(high - low) / f(maximum))
             scale = scale if scale > 0 else f(1)
             zero_point = np.rint(f(-low / scale))
@@ -81,7 +81,7 @@ def test_zero_is_exactly_on_every_grid(shape, seed, bits, shift):
     """Also where all weights of a row have the same sign."""
     out_features, in_features, inputs = shape
     grouped = affine.split_groups(normal(out_features, in_features, seed=seed) + shift, inputs)
-    to = affine.grid(grouped, bits, shares(grouped, seed), shares(grouped, seed + 1))
+    to = affine.grid(grouped, bits, clip_ratios(grouped, seed), clip_ratios(grouped, seed + 1))
     assert to.maximum == 2**bits - 1
     assert torch.equal(to.zero_point, to.zero_point.round())
     assert bool((to.zero_point >= 0).all())
@@ -93,9 +93,9 @@ def test_zero_is_exactly_on_every_grid(shape, seed, bits, shift):
 @settings(deadline=None, max_examples=40)
 def test_the_grid_spans_the_given_shares_of_the_range(seed, bits):
     grouped = normal(3, 2, 16, seed=seed)
-    low_share, high_share = shares(grouped, seed), shares(grouped, seed + 1)
-    to = affine.grid(grouped, bits, low_share, high_share)
-    low, high = grouped.amin(-1, keepdim=True) * low_share, grouped.amax(-1, keepdim=True) * high_share
+    low_clip_ratio, high_clip_ratio = clip_ratios(grouped, seed), clip_ratios(grouped, seed + 1)
+    to = affine.grid(grouped, bits, low_clip_ratio, high_clip_ratio)
+    low, high = grouped.amin(-1, keepdim=True) * low_clip_ratio, grouped.amax(-1, keepdim=True) * high_clip_ratio
     torch.testing.assert_close(to.scale * to.maximum, high - low)
     # The zero point is integral, so that the grid's ends lie within half a step of the range's.
     tolerance = 0.5 * to.scale * (1 + 1e-4)
@@ -105,8 +105,8 @@ def test_the_grid_spans_the_given_shares_of_the_range(seed, bits):
 
 def test_a_smaller_share_of_one_end_leaves_the_other_end():
     grouped = torch.tensor([[[-1.0, 2.0]]])
-    low = affine.grid(grouped, 8, low_share=torch.full((1, 1, 1), 0.5))
-    high = affine.grid(grouped, 8, high_share=torch.full((1, 1, 1), 0.75))
+    low = affine.grid(grouped, 8, low_clip_ratio=torch.full((1, 1, 1), 0.5))
+    high = affine.grid(grouped, 8, high_clip_ratio=torch.full((1, 1, 1), 0.75))
     torch.testing.assert_close(low.scale.item() * 255, 2.5)
     torch.testing.assert_close(high.scale.item() * 255, 2.5)
     assert low.zero_point.item() == 51
@@ -117,12 +117,12 @@ def test_a_smaller_share_of_one_end_leaves_the_other_end():
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e-20, -6e4])
 def test_constant_rows_stay_finite_and_exact_in_value_and_gradient(bits, value):
     grouped = torch.full((2, 1, 5), value, requires_grad=True)
-    share = torch.ones(2, 1, 1, requires_grad=True)
-    result = affine.fake_quantize(grouped, affine.grid(grouped, bits, share, share))
+    clip_ratio = torch.ones(2, 1, 1, requires_grad=True)
+    result = affine.fake_quantize(grouped, affine.grid(grouped, bits, clip_ratio, clip_ratio))
     torch.testing.assert_close(result.detach(), grouped.detach())
     result.sum().backward()
     assert grouped.grad.isfinite().all()
-    assert share.grad.isfinite().all()
+    assert clip_ratio.grad.isfinite().all()
 
 
 @given(shapes, seeds, widths, st.booleans(), st.booleans(), st.floats(-2, 2))
@@ -130,10 +130,12 @@ def test_constant_rows_stay_finite_and_exact_in_value_and_gradient(bits, value):
 def test_fake_quantize_equals_a_loop_over_single_weights(shape, seed, bits, clipped, moved, shift):
     out_features, in_features, inputs = shape
     grouped = affine.split_groups(normal(out_features, in_features, seed=seed) + shift, inputs)
-    low_share, high_share = (shares(grouped, seed), shares(grouped, seed + 1)) if clipped else (None, None)
+    low_clip_ratio, high_clip_ratio = (
+        (clip_ratios(grouped, seed), clip_ratios(grouped, seed + 1)) if clipped else (None, None)
+    )
     offset = normal(*grouped.shape, seed=seed + 2) if moved else None
-    result = affine.fake_quantize(grouped, affine.grid(grouped, bits, low_share, high_share), offset)
-    expected = rounded_by_loops(grouped, bits, low_share, high_share, offset)
+    result = affine.fake_quantize(grouped, affine.grid(grouped, bits, low_clip_ratio, high_clip_ratio), offset)
+    expected = rounded_by_loops(grouped, bits, low_clip_ratio, high_clip_ratio, offset)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
 
 
@@ -144,7 +146,7 @@ def test_dequantized_codes_equal_fake_quantize_bit_for_bit_at_every_width(shape,
     grouped = affine.split_groups(normal(out_features, in_features, seed=seed), inputs)
     offset = normal(*grouped.shape, seed=seed + 2) if moved else None
     for bits in WIDTHS:
-        to = affine.grid(grouped, bits, shares(grouped, seed), shares(grouped, seed + 1))
+        to = affine.grid(grouped, bits, clip_ratios(grouped, seed), clip_ratios(grouped, seed + 1))
         codes = affine.codes(grouped, to, offset)
         assert codes.dtype == torch.uint8
         assert int(codes.max()) <= to.maximum
@@ -180,7 +182,7 @@ def test_quantizing_changes_neither_the_weight_nor_the_offset():
 def test_gradients_equal_those_of_the_naive_expression(bits, moved):
     maximum = 2**bits - 1
     weight = normal(4, 3, 32, dtype=torch.float64)
-    to = affine.grid(weight, bits, shares(weight, 1), shares(weight, 2))
+    to = affine.grid(weight, bits, clip_ratios(weight, 1), clip_ratios(weight, 2))
     offset = 2 * normal(4, 3, 32, seed=3, dtype=torch.float64)
     upstream = normal(4, 3, 32, seed=4, dtype=torch.float64)
 
@@ -206,7 +208,7 @@ def test_gradients_equal_those_of_the_naive_expression(bits, moved):
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
 def test_each_gradient_is_right_when_it_alone_is_asked_for(needed):
     weight, offset = normal(3, 1, 16), normal(3, 1, 16, seed=1)
-    to = affine.grid(weight, 3, shares(weight, 1), shares(weight, 2))
+    to = affine.grid(weight, 3, clip_ratios(weight, 1), clip_ratios(weight, 2))
     upstream = normal(3, 1, 16, seed=4)
     leaves = [leaf.clone().requires_grad_(on) for leaf, on in zip((weight, to.scale, offset), needed, strict=True)]
     asked = [leaf for leaf in leaves if leaf.requires_grad]
@@ -223,16 +225,16 @@ def test_gradients_of_shares_and_weight_through_the_grid_equal_the_naive_ones(bi
     upstream = normal(*weight.shape, seed=5, dtype=torch.float64)
 
     def gradients(quantize):
-        leaves = [weight, shares(weight, 6), shares(weight, 7)]
+        leaves = [weight, clip_ratios(weight, 6), clip_ratios(weight, 7)]
         leaves = [leaf.clone().requires_grad_(True) for leaf in leaves]
         return torch.autograd.grad(quantize(*leaves), leaves, upstream)
 
-    def custom(weight, low_share, high_share):
-        return affine.fake_quantize(weight, affine.grid(weight, bits, low_share, high_share))
+    def custom(weight, low_clip_ratio, high_clip_ratio):
+        return affine.fake_quantize(weight, affine.grid(weight, bits, low_clip_ratio, high_clip_ratio))
 
-    def plain(weight, low_share, high_share):
-        low = low_share * weight.amin(-1, keepdim=True)
-        high = high_share * weight.amax(-1, keepdim=True)
+    def plain(weight, low_clip_ratio, high_clip_ratio):
+        low = low_clip_ratio * weight.amin(-1, keepdim=True)
+        high = high_clip_ratio * weight.amax(-1, keepdim=True)
         scale = (high - low) / (2**bits - 1)
         start = -low / scale
         return naive(weight, scale, start + (start.round() - start).detach(), 2**bits - 1)
@@ -256,7 +258,7 @@ def test_rounding_to_nearest_is_off_by_half_a_step_at_most(shape, seed, bits, sh
 @settings(deadline=None, max_examples=20)
 def test_a_clipped_8_bit_grid_is_off_by_half_a_step_inside_its_range(seed):
     grouped = normal(4, 2, 64, seed=seed)
-    to = affine.grid(grouped, 8, shares(grouped, seed), shares(grouped, seed + 1))
+    to = affine.grid(grouped, 8, clip_ratios(grouped, seed), clip_ratios(grouped, seed + 1))
     codes = affine.codes(grouped, to)
     inside = (codes > 0) & (codes < 255)
     error = (affine.dequantize(codes, to) - grouped).abs() / to.scale
@@ -302,6 +304,6 @@ def test_clamping_has_gradient_one_on_its_bounds_and_zero_beyond(tensors):
 
 def test_a_range_that_ends_at_zero_still_moves_with_its_end():
     grouped = torch.tensor([[[0.0, 1.0]], [[-1.0, 0.0]], [[0.5, 1.0]]], requires_grad=True)
-    low, high = affine.extremes(grouped)
+    low, high = affine.min_max(grouped)
     (gradient,) = torch.autograd.grad((low + high).sum(), grouped)
     assert gradient.flatten(1).tolist() == [[1, 1], [1, 1], [0, 1]]

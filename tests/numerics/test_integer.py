@@ -48,7 +48,7 @@ def assert_close(result, expected, relative):
     extreme=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     with_bias=st.booleans(),
-    share=st.floats(0.05, 1.0),
+    clip_ratio=st.floats(0.05, 1.0),
     seed=st.integers(0, 2**16),
 )
 @example(17, 1023, 65, 8, 8, True, torch.float32, True, 1.0, 0)
@@ -63,14 +63,14 @@ def test_the_result_is_that_of_the_dequantized_values(
     extreme,
     dtype,
     with_bias,
-    share,
+    clip_ratio,
     seed,
 ):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, in_features, generator=generator).to(dtype)
     weight = random_weight(generator, out_features, in_features, weight_bits, extreme)
     bias = torch.randn(out_features, generator=generator) if with_bias else None
-    quantized = quantize_tokens(x, torch.tensor(share), activation_bits)
+    quantized = quantize_tokens(x, torch.tensor(clip_ratio), activation_bits)
     packed = IntegerWeight.of(*weight, CPU, backend)
     expected = simulated(quantized, *weight, bias)
     result = integer_linear(quantized, packed, bias)
@@ -81,7 +81,7 @@ def test_the_result_is_that_of_the_dequantized_values(
     largest = steps * 255 * weight[1] + (0 if bias is None else bias.abs())
     assert bool(((result.double() - expected).abs() <= 1e-6 * largest + 1e-30).all())
     # In bfloat16 the product, the product with the scale, and the sum with the bias are rounded, by 2**-8 at most each.
-    quantized = quantize_tokens(x.bfloat16(), torch.tensor(share), activation_bits)
+    quantized = quantize_tokens(x.bfloat16(), torch.tensor(clip_ratio), activation_bits)
     result = integer_linear(quantized, packed, bias)
     half = integer_linear(quantized, packed, bias, torch.bfloat16).double()
     scaled = (result.double() - (0 if bias is None else bias)).abs() + (0 if bias is None else bias.abs())
@@ -92,16 +92,16 @@ def test_the_result_is_that_of_the_dequantized_values(
 @given(
     bits=st.integers(2, 8),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    share=st.floats(0.05, 1.0),
+    clip_ratio=st.floats(0.05, 1.0),
     magnitude=st.sampled_from([1e-37, 1e-20, 1.0, 1e20, 1e37]),
     seed=st.integers(0, 2**16),
 )
-def test_codes_are_the_nearest_that_the_width_has(bits, dtype, share, magnitude, seed):
+def test_codes_are_the_nearest_that_the_width_has(bits, dtype, clip_ratio, magnitude, seed):
     x = torch.randn(5, 43, generator=torch.Generator().manual_seed(seed))
     x = x.to(dtype) if dtype == torch.float16 else (x * magnitude / 10).to(dtype)
-    quantized = quantize_tokens(x, torch.tensor(share), bits)
+    quantized = quantize_tokens(x, torch.tensor(clip_ratio), bits)
     codes, highest = quantized.codes.double() - 128, 2 ** (bits - 1) - 1
-    scale = (torch.tensor(share) * x.float().abs().amax(-1, keepdim=True) / highest).clamp_min(
+    scale = (torch.tensor(clip_ratio) * x.float().abs().amax(-1, keepdim=True) / highest).clamp_min(
         torch.finfo(torch.float32).tiny
     )
     torch.testing.assert_close(quantized.scale, scale, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quept.numerics.keyvalues import dequantize, fake_quantize, kept_share, quantize
+from quept.numerics.keyvalues import clip_ratio, dequantize, fake_quantize, quantize
 
 WIDTHS = range(2, 9)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +31,7 @@ def test_simulated_is_stored_bit_for_bit(bits, dtype):
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_a_naive_reference_in_float64_agrees(bits):
     given = values(200, 16)
-    low, high = kept_share(bits) * given.amin(-1, keepdim=True), kept_share(bits) * given.amax(-1, keepdim=True)
+    low, high = clip_ratio(bits) * given.amin(-1, keepdim=True), clip_ratio(bits) * given.amax(-1, keepdim=True)
     scale = ((high - low) / (2**bits - 1)).half().double()
     zero_point = (-low.double() / scale).round()
     exact = given.double() / scale + zero_point
@@ -55,7 +55,7 @@ def test_a_vector_is_quantized_alike_alone_and_among_others(bits):
 def test_the_error_inside_the_range_is_half_a_step(bits):
     given = values(500, 64)
     scale = quantize(given, bits).scale.float()
-    low, high = kept_share(bits) * given.amin(-1, keepdim=True), kept_share(bits) * given.amax(-1, keepdim=True)
+    low, high = clip_ratio(bits) * given.amin(-1, keepdim=True), clip_ratio(bits) * given.amax(-1, keepdim=True)
     error = (fake_quantize(given, bits) - given).abs()
     inside = (given >= low) & (given <= high)
     assert inside.float().mean() > 0.9
@@ -78,7 +78,7 @@ def test_zeros_stay_zeros(bits):
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_a_constant_vector_is_the_end_of_its_range(bits, sign):
     result = fake_quantize(torch.full((1, 16), sign * 3.0), bits)
-    assert torch.allclose(result, torch.full_like(result, sign * 3.0 * kept_share(bits)), rtol=1e-3)
+    assert torch.allclose(result, torch.full_like(result, sign * 3.0 * clip_ratio(bits)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -79,8 +79,8 @@ def test_each_sample_keeps_its_own_share_of_tokens(tokens, kept, seed):
 
 def test_the_most_similar_tokens_are_the_ones_kept_whatever_their_size():
     direction = torch.tensor([1.0, 0.0])
-    turned = torch.tensor([[0.0, 1.0], [1.0, 0.1], [-1.0, 0.0], [100.0, 1.0]])
-    outputs = torch.stack([direction.expand(4, 2), turned]).unsqueeze(1)
+    flipped = torch.tensor([[0.0, 1.0], [1.0, 0.1], [-1.0, 0.0], [100.0, 1.0]])
+    outputs = torch.stack([direction.expand(4, 2), flipped]).unsqueeze(1)
     merged = merging.selective(outputs, 0.5, (0.5, 0.5))[0]
     assert (merged == direction).all(-1).tolist() == [False, True, False, True]
 
@@ -137,5 +137,5 @@ def test_random_choice_follows_its_seed_and_uses_all_groups_alike():
     first, again, other = (merging.random_choice(outputs, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    shares = torch.bincount(first[..., 0].flatten().long(), minlength=3) / 3000
-    assert bool(((shares - 1 / 3).abs() < 0.04).all())
+    clip_ratios = torch.bincount(first[..., 0].flatten().long(), minlength=3) / 3000
+    assert bool(((clip_ratios - 1 / 3).abs() < 0.04).all())

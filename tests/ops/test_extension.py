@@ -52,7 +52,9 @@ def test_without_kernels_it_runs_and_says_once_what_to_do(missing):
 
 
 def test_the_environment_turns_them_off_without_a_warning():
-    assert described(QUEPT_NATIVE="0") == "PyTorch's operations, not quept's kernels: QUEPT_NATIVE=0 turned them off.\n"
+    assert (
+        described(QUEPT_NATIVE="0") == "PyTorch's operations, not quept's kernels: QUEPT_NATIVE=0 flipped them off.\n"
+    )
 
 
 @pytest.mark.skipif(not ops.paths(), reason="quept was installed without kernels")

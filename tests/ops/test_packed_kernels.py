@@ -9,9 +9,10 @@ from torch._subclasses import FakeTensorMode
 
 from quept import ops
 from quept.errors import InvalidInput
-from quept.numerics import affine, packed, planes
-from quept.numerics.packed import PackedWeight, integer_product, packed_linear, rebuild
-from quept.numerics.stored import StoredWeight
+from quept.formats import packed
+from quept.formats.packed import PackedWeight, integer_product, packed_linear, rebuild
+from quept.formats.stored import StoredWeight
+from quept.numerics import affine, rounding_mask
 from quept.ops import packed as kernels
 
 pytestmark = pytest.mark.skipif(not ops.paths(), reason="quept was installed without kernels")
@@ -59,10 +60,15 @@ def random_store(out_features, in_features, master_group, rank, groups, plane, s
         up, down = signed(out_features, rank), signed(rank, in_features)
         up[0] = 0
         adapter = {"up": up, "down": down, "adapter_scale": torch.rand(out_features, generator=draw) * 1e-6}
-    shares = torch.randint(0, 256, (2, out_features, groups), generator=draw).to(torch.uint8) if groups else None
-    turned = torch.randint(0, 2, (out_features, in_features), generator=draw).bool()
+    clip_ratios = torch.randint(0, 256, (2, out_features, groups), generator=draw).to(torch.uint8) if groups else None
+    flipped = torch.randint(0, 2, (out_features, in_features), generator=draw).bool()
     return StoredWeight(
-        master, scale, master_group, **adapter, shares=shares, plane=planes.pack(turned) if plane else None
+        master,
+        scale,
+        master_group,
+        **adapter,
+        clip_ratios=clip_ratios,
+        plane=rounding_mask.pack(flipped) if plane else None,
     )
 
 

@@ -54,9 +54,9 @@ def test_rotating_and_quantizing_at_once_is_the_same_as_in_turn(path, size, dtyp
     x[2] *= 1e-30
     x[3, -1] = float("inf")
     for bits in (2, 5, 8):
-        share, rotation = torch.tensor(0.9), Rotation.of(size)
-        at_once = quantize_tokens(x, share, bits, rotation)
-        in_turn = quantize_tokens(rotation(x), share, bits)
+        clip_ratio, rotation = torch.tensor(0.9), Rotation.of(size)
+        at_once = quantize_tokens(x, clip_ratio, bits, rotation)
+        in_turn = quantize_tokens(rotation(x), clip_ratio, bits)
         assert torch.equal(at_once.codes, in_turn.codes)
         torch.testing.assert_close(at_once.scale, in_turn.scale, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(at_once.sums, in_turn.sums)
@@ -105,9 +105,9 @@ def test_a_factor_too_large_for_kernels_is_left_to_the_reference(path):
 def test_plans_that_fit_nothing_are_refused(path):
     ones = torch.ones(6, 6, dtype=torch.int8)
     with pytest.raises(ValueError, match="multiple of four"):
-        ops.Plan([[ones]])
+        ops.RotationSteps([[ones]])
     with pytest.raises(ValueError, match="square"):
-        ops.Plan([[ones[:4]]])
+        ops.RotationSteps([[ones[:4]]])
     with pytest.raises(ValueError, match="172 channels, the values have 44"):
         ops.rotate_rows(torch.zeros(1, 44), hadamard.plan((88, 84)))
 
@@ -115,13 +115,13 @@ def test_plans_that_fit_nothing_are_refused(path):
 @pytest.mark.parametrize("rotation", [None, Rotation.of(88)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_compiler_is_given_an_operator(path, dtype, rotation):
-    def run(x, share):
-        tokens = quantize_tokens(x * 2, share, 8, rotation)
+    def run(x, clip_ratio):
+        tokens = quantize_tokens(x * 2, clip_ratio, 8, rotation)
         return tokens.codes, tokens.scale, tokens.sums
 
-    x, share = values(2, 3, 88).to(dtype), torch.tensor(0.9)
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x, share)
-    assert all(torch.equal(one, other) for one, other in zip(compiled, run(x, share), strict=True))
-    arguments = x, share, 8, [] if rotation is None else list(rotation.orders)
+    x, clip_ratio = values(2, 3, 88).to(dtype), torch.tensor(0.9)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x, clip_ratio)
+    assert all(torch.equal(one, other) for one, other in zip(compiled, run(x, clip_ratio), strict=True))
+    arguments = x, clip_ratio, 8, [] if rotation is None else list(rotation.orders)
     library.opcheck(torch.ops.quept.quantize_tokens.default, arguments)
     library.opcheck(torch.ops.quept.rotate.default, (x, [88], False))

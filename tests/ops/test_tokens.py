@@ -71,10 +71,10 @@ def reference(*arguments):
 def test_codes_scales_and_sums_are_the_reference_s_to_the_bit(path, width, dtype):
     x = rows(width, dtype, torch.Generator().manual_seed(width))
     for bits in range(2, 9):
-        for share in (1.0, 0.93, 1e-30):
-            found = quantize_tokens(x, torch.tensor(share), bits)
+        for clip_ratio in (1.0, 0.93, 1e-30):
+            found = quantize_tokens(x, torch.tensor(clip_ratio), bits)
             assert found.known_sums is not None
-            assert_same(found, reference(x, torch.tensor(share), bits))
+            assert_same(found, reference(x, torch.tensor(clip_ratio), bits))
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,13 +82,13 @@ def test_codes_scales_and_sums_are_the_reference_s_to_the_bit(path, width, dtype
     values=st.lists(st.floats(width=32), min_size=1, max_size=70),
     dtype=st.sampled_from(DTYPES),
     bits=st.integers(2, 8),
-    share=st.floats(2**-20, 1.0),
+    clip_ratio=st.floats(2**-20, 1.0),
     which=st.sampled_from(ops.paths() or (None,)),
 )
-def test_any_float_is_rounded_alike(values, dtype, bits, share, which):
+def test_any_float_is_rounded_alike(values, dtype, bits, clip_ratio, which):
     x = torch.tensor([values, values[::-1]]).to(dtype)
     with ops.using(which):
-        assert_same(quantize_tokens(x, torch.tensor(share), bits), reference(x, torch.tensor(share), bits))
+        assert_same(quantize_tokens(x, torch.tensor(clip_ratio), bits), reference(x, torch.tensor(clip_ratio), bits))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

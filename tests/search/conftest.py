@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quept.assembly import make_elastic
-from quept.nn import ElasticLinear
+from quept.layers import ElasticLinear
 from quept.recipes import load_recipe
 
 

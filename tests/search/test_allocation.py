@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from quept.config import PrecisionPlan
 from quept.errors import InvalidInput
-from quept.nn.size import packed_bytes
-from quept.plan import PrecisionPlan
+from quept.layers.size import packed_bytes
 from quept.precision import at_precision, elastic_linears, set_precision
 from quept.search import knapsack
 from quept.search.allocation import Constraints, Problem
@@ -16,8 +16,8 @@ from quept.search.budget import front, refined, smallest
 from quept.search.cost import Budget, Costs
 from quept.search.expansion import Expansion, expand
 from quept.search.sensitivity import divergence_of, measure
-from quept.search.subject import subject_of
 from quept.search.table import Origin, SensitivityTable
+from quept.search.target import search_target
 
 STORED = torch.bfloat16
 ORIGIN = Origin(metric="kl", model="a" * 64, data="text", data_sha256="b" * 64, rows=72)
@@ -28,9 +28,9 @@ def measured(elastic):
     """A model, what it is measured on, and its table with pairs."""
     model = elastic()
     inputs = torch.randint(96, (6, 12), generator=torch.Generator().manual_seed(5))
-    subject = subject_of(model, inputs)
-    table = SensitivityTable(origin=ORIGIN, parts=measure(subject, keys_values=(4,)))
-    return model, subject, table.with_pairs(expand(subject))
+    target = search_target(model, inputs)
+    table = SensitivityTable(origin=ORIGIN, parts=measure(target, keys_values=(4,)))
+    return model, target, table.with_pairs(expand(target))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def costs(measured):
 
 
 def together(model):
-    from quept.architectures import architecture_of
+    from quept.models import architecture_of
 
     return architecture_of(model.config.model_type).together(model)
 
@@ -188,10 +188,10 @@ def test_a_table_that_lacks_a_linear_or_width_is_told(measured, costs):
 
 
 def test_bisection_finds_the_smallest_plan_that_will_do(measured, costs):
-    model, subject, table = measured
+    model, target, table = measured
     problem = Problem(table, costs, Constraints(together=together(model)))
-    most = divergence_of(subject, 4)
-    tried = smallest(problem, lambda plan: divergence_of(subject, plan), most)
+    most = divergence_of(target, 4)
+    tried = smallest(problem, lambda plan: divergence_of(target, plan), most)
     answer = tried[-1]
     assert answer.value <= most
     assert answer.allocation.average_bits < 8
@@ -200,22 +200,22 @@ def test_bisection_finds_the_smallest_plan_that_will_do(measured, costs):
     assert all(each.value > most for each in smaller)
     assert min(answer.allocation.average_bits - each.allocation.average_bits for each in smaller) < 1
     with pytest.raises(InvalidInput, match="No plan reaches 1e-12: the best that the allowed widths give measures"):
-        smallest(problem, lambda plan: divergence_of(subject, plan), 1e-12)
-    assert len(smallest(problem, lambda plan: divergence_of(subject, plan), 1e9)) == 2
+        smallest(problem, lambda plan: divergence_of(target, plan), 1e-12)
+    assert len(smallest(problem, lambda plan: divergence_of(target, plan), 1e9)) == 2
 
 
 def test_refining_keeps_the_budget_and_never_ends_above_its_start(measured, costs):
-    model, subject, table = measured
+    model, target, table = measured
     problem = Problem(table, costs, Constraints(together=together(model)))
     limit = problem.limit(Budget(average_bits=4.5))
-    tried = refined(subject, problem, limit, 3)
+    tried = refined(target, problem, limit, 3)
     assert tried[-1].value == min(each.value for each in tried)
     assert all(problem.cost(each.allocation.plan) <= limit for each in tried)
-    assert tried[-1].value == pytest.approx(divergence_of(subject, tried[-1].allocation.plan))
+    assert tried[-1].value == pytest.approx(divergence_of(target, tried[-1].allocation.plan))
 
 
 def test_refining_tries_the_uniform_plan_and_its_last_linears_wider(measured, costs):
-    model, subject, table = measured
+    model, target, table = measured
     problem = Problem(table, costs, Constraints(together=together(model)))
     limit = problem.limit(Budget(average_bits=3.5))
     (uniform,), (wider,) = problem.uniform(limit), problem.last_wider(limit)
@@ -227,22 +227,22 @@ def test_refining_tries_the_uniform_plan_and_its_last_linears_wider(measured, co
     first_wider = together(model)[order.index(4) - 1]
     spare = limit - problem.cost(wider.plan)
     assert sum(costs.bits[path][4] - costs.bits[path][2] for path in first_wider) > spare, "as many as fit"
-    tried = [each.allocation.plan for each in refined(subject, problem, limit, 0)]
+    tried = [each.allocation.plan for each in refined(target, problem, limit, 0)]
     assert all(plan in tried for plan in (uniform.plan, wider.plan, problem.within(limit).plan))
     assert problem.last_wider(problem.most) == []
 
 
 def test_refining_tries_the_next_uniform_plan_less_what_it_can_best_do_without(measured, costs):
-    model, subject, table = measured
+    model, target, table = measured
     problem = Problem(table, costs, Constraints(together=together(model)))
     limit = problem.limit(Budget(average_bits=3.5))
     (above,) = problem.uniform_above(limit)
     assert set(above.plan.bits.values()) == {4}
     assert problem.cost(above.plan) > limit
-    reduced = problem.reduced(expand(subject, above.plan), limit)
+    reduced = problem.reduced(expand(target, above.plan), limit)
     assert problem.cost(reduced.plan) <= limit
     assert 4 in reduced.plan.bits.values()
-    assert reduced.plan in [each.allocation.plan for each in refined(subject, problem, limit, 0)]
+    assert reduced.plan in [each.allocation.plan for each in refined(target, problem, limit, 0)]
     assert problem.uniform_above(problem.most) == []
 
 
@@ -285,13 +285,13 @@ def test_the_front_measures_each_plan_once(measured, costs):
 
 
 def test_uniform_mixed_uniform_restores_every_bit(measured, costs):
-    model, subject, table = measured
+    model, target, table = measured
     plan = Problem(table, costs).solve(Budget(average_bits=7.0)).plan
     with torch.no_grad(), at_precision(model, 4):
-        before = subject.logits(subject.inputs[0])
+        before = target.logits(target.inputs[0])
         set_precision(model, plan)
-        mixed = subject.logits(subject.inputs[0])
+        mixed = target.logits(target.inputs[0])
         set_precision(model, 4)
-        after = subject.logits(subject.inputs[0])
+        after = target.logits(target.inputs[0])
     assert torch.equal(before, after)
     assert not torch.equal(before, mixed)

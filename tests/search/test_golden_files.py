@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from quept.plan import PrecisionPlan
+from quept.config import Mixing, PrecisionPlan
 from quept.search.table import TABLE_VERSION, Origin, SensitivityTable, model_digest
-from quept.spec import Mixing
 from quept.storage import read_manifest
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from quept.config import Adapter, BitGroups, Data, Merging, Recipe
 from quept.errors import CorruptArtifact, InvalidInput
-from quept.spec import Adapter, Data, Merging, Recipe
 from quept.storage.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -19,9 +19,9 @@ from quept.storage.manifest import (
     record_files,
     sealed,
 )
-from quept.widths import BitGroups
 
-GOLDEN = Path(__file__).parent / "golden" / MANIFEST
+GOLDEN = Path(__file__).parent / "golden" / "format-3" / MANIFEST
+FORMAT_2 = GOLDEN.parent.parent / "format-2"
 CONTENTS = {
     "config.json": b'{"model_type": "llama"}\n',
     "elastic-00000-of-00001.safetensors": b"all outside the blocks",
@@ -104,12 +104,18 @@ def test_a_manifest_is_written_as_the_golden_file_byte_for_byte(tmp_path):
 
 def test_the_golden_file_is_read_as_the_manifest_it_was_written_from():
     assert read_manifest(GOLDEN.parent, verify=False) == small_manifest()
-    assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 2
+    assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 3
+
+
+def test_format_2_is_read_as_the_same_manifest_under_the_former_names_of_settings():
+    assert read_manifest(FORMAT_2, verify=False) == small_manifest().updated(version=2)
+    reconstruction = json.loads((FORMAT_2 / MANIFEST).read_bytes())["recipe"]["reconstruction"]
+    assert {"cadence", "text_share", "clipping_start"} <= reconstruction.keys()
 
 
 def first_version():
     """The golden manifest as format version 1 had it."""
-    data = json.loads(GOLDEN.read_bytes())
+    data = json.loads((FORMAT_2 / MANIFEST).read_bytes())
     del data["recipe"]["store"], data["sha256"]
     return {**data, "version": 1}
 
@@ -189,10 +195,10 @@ def test_where_there_is_no_manifest_the_input_is_at_fault(tmp_path):
 # What is damaged
 
 
-@pytest.mark.parametrize("version", [0, 3, 99, -1, 1.5, "1", "", None, [1], {"a": 1}, "x" * 10_000], ids=reprlib.repr)
+@pytest.mark.parametrize("version", [0, 4, 99, -1, 1.5, "1", "", None, [1], {"a": 1}, "x" * 10_000], ids=reprlib.repr)
 def test_another_format_version_is_refused_with_what_is_read(artifact, version):
     altered(artifact, lambda data: data.update(version=version))
-    refused(artifact, "format version", "reads versions 1 and 2")
+    refused(artifact, "format version", "reads versions 1 to 3")
 
 
 def test_a_manifest_without_version_is_refused(artifact):
@@ -357,6 +363,6 @@ def test_a_store_in_format_version_1_is_refused(artifact):
 def test_without_verification_only_the_manifest_itself_is_checked(artifact):
     (artifact / "config.json").unlink()
     assert read_manifest(artifact, verify=False) == small_manifest()
-    altered(artifact, lambda data: data.update(version=3))
+    altered(artifact, lambda data: data.update(version=4))
     with pytest.raises(CorruptArtifact):
         read_manifest(artifact, verify=False)

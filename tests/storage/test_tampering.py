@@ -163,7 +163,7 @@ def test_an_artifact_of_any_dtype_loads_in_any_other(tiny_model, windows, tmp_pa
 @pytest.fixture
 def store(tiny_model, windows, tmp_path):
     best = quept.load_recipe("best").with_bits((2, 5, 8))
-    training = best.reconstruction.updated(epochs=0, clipping_start=4.0)
+    training = best.reconstruction.updated(epochs=0, clip_init=4.0)
     recipe = best.updated(adapter=best.adapter.updated(rank=2), reconstruction=training)
     quept.calibrate(tiny_model("llama"), tmp_path / "store", data=windows, recipe=recipe)
     return tmp_path / "store"

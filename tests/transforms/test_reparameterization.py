@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import quept
-from quept.architectures import Place, architecture_of
+from quept.models import BlockContext, architecture_of
 from quept.transforms import Reparameterize
 from quept.transforms.reparameterization import STRENGTHS, common_range
 
@@ -14,15 +14,15 @@ VISION = quept.load_recipe("vision")
 def moved(tiny_classifier, strength, rows):
     """What became of the inputs of the first norm's consumers, and the change of norm and linear together."""
     model = tiny_classifier("vit")
-    place = Place.of(architecture_of("vit"), model, 0)
+    context = BlockContext.of(architecture_of("vit"), model, 0)
     block = model.vit.layers[0]
     linear, norm = block.attention.q_proj, block.layernorm_before
     states = torch.randn(7, 32, generator=torch.Generator().manual_seed(3))
     before = linear(norm(states))
     settings = {"enabled": True, "strength": strength}
     recipe = VISION.updated(reparameterization=settings)
-    inputs = {path: rows for path in Reparameterize(recipe).watches(place)}
-    found = Reparameterize(recipe).fold(block, place, inputs)
+    inputs = {path: rows for path in Reparameterize(recipe).observed_inputs(context)}
+    found = Reparameterize(recipe).fold(block, context, inputs)
     torch.testing.assert_close(linear(norm(states)), before, rtol=1e-4, atol=1e-4)
     return found["attention.q_proj"]
 

@@ -7,11 +7,11 @@ import torch
 from families import FAMILIES
 
 import quept
-from quept.architectures import Place, architecture_of
 from quept.assembly import make_elastic
-from quept.nn.elastic import weight_of
+from quept.config import Rotation
+from quept.layers.linear import weight_of
+from quept.models import BlockContext, architecture_of
 from quept.precision import set_precision
-from quept.spec import Rotation
 from quept.transforms import Rotate
 from quept.transforms.rotation import StreamRotation
 
@@ -52,9 +52,9 @@ def rotated(model, across_heads=False):
     make_elastic(model, RECIPE.updated(rotation=settings))
     architecture = architecture_of(model.config.model_type)
     blocks = architecture.block_list(model)
-    placed = [(block, Place.of(architecture, model, index)) for index, block in enumerate(blocks)]
-    for block, place in placed:
-        Rotate(settings).fold(block, place, {})
+    placed = [(block, BlockContext.of(architecture, model, index)) for index, block in enumerate(blocks)]
+    for block, context in placed:
+        Rotate(settings).fold(block, context, {})
     return model, placed
 
 
@@ -75,8 +75,8 @@ def test_the_function_stays_as_it_is_while_every_weight_changes(across_heads, va
     model, placed = rotated(plain, across_heads)
     assert relative_error(logits(model, windows), logits(plain.float(), windows)) < 1e-5
     originals = architecture_of(plain.config.model_type).block_list(plain)
-    for (block, place), original in zip(placed, originals, strict=True):
-        for path in place.architecture.linears:
+    for (block, context), original in zip(placed, originals, strict=True):
+        for path in context.architecture.linears:
             before, after = weight_of(original.get_submodule(path)).float(), block.get_submodule(path).weight
             assert relative_error(after, before) > 0.5, path
 
@@ -91,11 +91,11 @@ def test_generation_with_a_cache_goes_on_as_before(tiny_model, windows):
 def test_what_cannot_be_rotated_in_the_weights_is_rotated_online_and_said(variant, tiny_model):
     family, settings = VARIANTS[variant]
     _, placed = rotated(tiny_model(family, **settings))
-    block, place = placed[0]
-    notes = " ".join(Rotate().notes(block, place))
-    online = Rotate().online(block, place)
+    block, context = placed[0]
+    notes = " ".join(Rotate().notes(block, context))
+    online = Rotate().online(block, context)
     assert ("cannot be rotated in the weights" in notes) == (variant in ONLINE)
-    linears = set(place.architecture.linears)
+    linears = set(context.architecture.linears)
     behind_activations = {path for path in linears if path.endswith(("down_proj", "fc2", "4h_to_h", "mlp.c_proj"))}
     behind_attention = {path for path in linears if path.endswith(("o_proj", "out_proj", "dense", "attn.c_proj"))}
     assert set(online) == (linears - behind_attention if variant in ONLINE else behind_activations)

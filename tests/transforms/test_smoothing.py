@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quept.architectures import architecture_of
-from quept.architectures.base import Features, Values
-from quept.nn.elastic import weight_of
+from quept.config import Granularity, Smoothing
+from quept.layers.linear import weight_of
+from quept.models import architecture_of
+from quept.models.base import Features, Values
 from quept.numerics import affine
-from quept.spec import Granularity, Smoothing
 from quept.transforms import fit
 
 BITS = (2, 3, 4)

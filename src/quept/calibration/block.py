@@ -8,25 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from quept.architectures import Place
-from quept.architectures.attention import ATTRIBUTE, PRODUCTS
-from quept.architectures.checkpoint import cast_parameters
 from quept.assembly import assemble
 from quept.calibration.capture import BlockCall
-from quept.nn import (
-    AttentionProducts,
-    DerivedWeights,
+from quept.config import Recipe
+from quept.layers import (
+    AttentionOperands,
     ElasticInput,
     ElasticLinear,
     Quantizer,
+    WeightCache,
     nearest,
     quantizers_of,
     stored_tensors,
 )
-from quept.nn.keyvalues import KeyValues
-from quept.nn.tensors import copy_sharing
-from quept.spec import Recipe
-from quept.transforms import Moved, Transform, transforms_of
+from quept.layers.keyvalues import KeyValues
+from quept.layers.tensors import copy_sharing
+from quept.models import BlockContext
+from quept.models.attention import ATTRIBUTE, PRODUCTS
+from quept.models.checkpoint import cast_parameters
+from quept.transforms import FoldedInput, Transform, transforms_of
 
 
 class CalibrationBlock:
@@ -35,7 +35,7 @@ class CalibrationBlock:
     def __init__(
         self,
         block: nn.Module,
-        place: Place,
+        context: BlockContext,
         recipe: Recipe,
         call: BlockCall,
         device: torch.device,
@@ -43,16 +43,16 @@ class CalibrationBlock:
     ) -> None:
         self._stored = {name: tensor.dtype for name, tensor in block.state_dict().items()}
         self.module = cast_parameters(copy.deepcopy(block).to(device), dtype).eval()
-        for name in place.architecture.widened:
+        for name in context.architecture.float32_parameters:
             parameter = self.module.get_parameter(name)
             self._stored[name] = torch.promote_types(self._stored[name], torch.float32)
             parameter.data = parameter.data.to(torch.float32)
         self.module.requires_grad_(False)
-        self.path, self.place, self.recipe = place.path, place, recipe
+        self.path, self.context, self.recipe = context.path, context, recipe
         self.call, self.device = call.to(device), device
         self.transforms = transforms_of(recipe)
-        self.linears = assemble(self.module, place, recipe, self.transforms)
-        self.moved: dict[str, Moved] = {}
+        self.linears = assemble(self.module, context, recipe, self.transforms)
+        self.moved: dict[str, FoldedInput] = {}
 
     @property
     def inputs(self) -> list[ElasticInput]:
@@ -65,9 +65,9 @@ class CalibrationBlock:
         return [found for found in self._attached(ATTRIBUTE) if isinstance(found, KeyValues)]
 
     @property
-    def products(self) -> list[AttentionProducts]:
+    def products(self) -> list[AttentionOperands]:
         """What rounds the operands of attention's products, where they are rounded."""
-        return [found for found in self._attached(PRODUCTS) if isinstance(found, AttentionProducts)]
+        return [found for found in self._attached(PRODUCTS) if isinstance(found, AttentionOperands)]
 
     @property
     def quantizers(self) -> list[Quantizer]:
@@ -87,7 +87,7 @@ class CalibrationBlock:
 
     def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
         """Fold a transform into the weights; see there for `inputs`."""
-        for path, moved in transform.fold(self.module, self.place, inputs).items():
+        for path, moved in transform.fold(self.module, self.context, inputs).items():
             scale = self.linears[path].input_scale
             assert scale is not None
             scale.copy_(moved.scale)
@@ -111,10 +111,10 @@ class CalibrationBlock:
             if name in self._stored and name not in stored:
                 parameter.data = parameter.data.to(self._stored[name]).to(parameter.dtype)
 
-    def settle(self) -> None:
+    def freeze(self) -> None:
         """End the training: what was learned takes the form that it is stored in."""
         for linear in self.linears.values():
-            linear.settle()
+            linear.freeze()
         self.module.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -142,15 +142,15 @@ class CalibrationBlock:
         """
         for path, linear in self.linears.items():
             linear.bits = bits if others is None else others.get(path, bits)
-            linear.activation_bits = self.recipe.activations.beside(bits)
+            linear.activation_bits = self.recipe.activations.bits_for(bits)
         for products in self.products:
-            products.bits = self.recipe.activations.beside(bits)
+            products.bits = self.recipe.activations.bits_for(bits)
         return self.call(self.module, hidden)
 
     @contextmanager
     def derived_once(self) -> Iterator[None]:
         """Within: no gradients, and each width's weights are derived once instead of at every run."""
-        with torch.no_grad(), self._residency(DerivedWeights()):
+        with torch.no_grad(), self._residency(WeightCache()):
             yield
 
     @contextmanager
@@ -167,7 +167,7 @@ class CalibrationBlock:
     @contextmanager
     def rounded_to_nearest(self, bits: int) -> Iterator[None]:
         """Within: the baseline's weights and activations, whatever width `run` is given."""
-        with nearest(self.linears.values(), bits, self.recipe.activations.beside(bits), self.products):
+        with nearest(self.linears.values(), bits, self.recipe.activations.bits_for(bits), self.products):
             yield
 
     @contextmanager
@@ -193,21 +193,21 @@ class CalibrationBlock:
             for key_values in self.key_values:
                 stack.enter_context(key_values.measuring_center())
             for products in self.products:
-                stack.enter_context(products.seen())
+                stack.enter_context(products.observing())
             yield seen
 
     def _attached(self, name: str) -> list[nn.Module | None]:
-        return [getattr(self.module.get_submodule(path), name, None) for path in self.place.attentions]
+        return [getattr(self.module.get_submodule(path), name, None) for path in self.context.attentions]
 
     @contextmanager
-    def _residency(self, residency: DerivedWeights) -> Iterator[None]:
+    def _residency(self, weight_cache: WeightCache) -> Iterator[None]:
         for linear in self.linears.values():
-            linear.residency = residency
+            linear.weight_cache = weight_cache
         try:
             yield
         finally:
             for linear in self.linears.values():
-                linear.residency = None
+                linear.weight_cache = None
 
 
 def _linear(module: nn.Module, path: str) -> ElasticLinear:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Architecture
-from quept.architectures.checkpoint import cast_parameters, quiet
-from quept.nn.standin import StandIn
-from quept.nn.tensors import copy_sharing
+from quept.layers.passthrough import Passthrough
+from quept.layers.tensors import copy_sharing
+from quept.models import Architecture
+from quept.models.checkpoint import cast_parameters, quiet
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class BlockCall:
         return states
 
 
-class _Reached(Exception):
+class _AllBlocksCalled(Exception):
     """All blocks were called, and what follows is not of interest."""
 
 
-class _Recorder(StandIn):
+class _Recorder(Passthrough):
     """Stands in for a block, and records how it is called.
 
     One that `stops` ends the run of the model by raising `_Reached`: hidden states may not be of the shape that what
@@ -58,7 +58,7 @@ class _Recorder(StandIn):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.call, self.hidden = BlockCall(args, kwargs), hidden
         if self.stops:
-            raise _Reached
+            raise _AllBlocksCalled
         return super().forward(hidden)
 
 
@@ -81,7 +81,7 @@ def _without_blocks(
     return copied, [module for module in copied.modules() if isinstance(module, _Recorder)]
 
 
-class Entrance:
+class ModelStem:
     """The part of a model in front of its blocks, in the compute dtype, on the CPU.
 
     `samples` are what the model takes: token windows `(batch, tokens)`, or images `(batch, channels, height, width)`.
@@ -97,7 +97,7 @@ class Entrance:
     @torch.no_grad()
     def hidden_states(self, samples: Tensor) -> Tensor:
         """The first block's input, `(batch, tokens, hidden)`."""
-        with quiet(), suppress(_Reached):
+        with quiet(), suppress(_AllBlocksCalled):
             self._base(**self._architecture.arguments(samples))
         hidden = self._recorders[0].hidden
         assert hidden is not None
@@ -109,7 +109,7 @@ class Entrance:
         return [recorder.call for recorder in self._recorders if recorder.call is not None]
 
 
-class Exit:
+class ModelHead:
     """The part of a model behind its blocks, final norm and head, in the compute dtype, on `device`.
 
     `sample` is one of what the model takes, `(1, ...)`. `per_token` says whether there is a prediction for every token,

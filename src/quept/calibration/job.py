@@ -13,17 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quept import __version__, ops
-from quept.architectures import Architecture, architecture_of
-from quept.architectures.checkpoint import check_and_digest, open_model, read_config
-from quept.calibration.passes import WORTH_COMPILING
+from quept.calibration.forward import WORTH_COMPILING
 from quept.calibration.reconstruct import trained_tokens
 from quept.calibration.samples import source_of
+from quept.config import Recipe
 from quept.data import digest
 from quept.devices import choose_device
 from quept.errors import InvalidInput
-from quept.nn import learned_names, stored_tensors
+from quept.layers import learned_names, stored_tensors
+from quept.models import Architecture, architecture_of
+from quept.models.checkpoint import check_and_digest, open_model, read_config
 from quept.recipes import load_recipe
-from quept.spec import Recipe
 from quept.storage.artifact import DTYPES, skeleton
 from quept.storage.manifest import Provenance
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.crew import Crew
 from quept.calibration.objective import Objective
 from quept.calibration.stream import Stream
+from quept.calibration.workers import WorkerPool
 from quept.storage.manifest import BlockError
 
 SAMPLES = 8  # on which errors are measured
@@ -19,12 +19,12 @@ def measure(
     targets: Stream,
     objective: Objective,
     chunk: int,
-    crew: Crew,
+    workers: WorkerPool,
 ) -> list[BlockError]:
     """The block's errors on the first samples at each width, rounded to nearest and calibrated.
 
     `inputs` holds the stream of each bit group, and `chunk` is how many samples fit one pass. Widths run side by side
-    as `crew` allows.
+    as `workers` allows.
     """
     rows = slice(0, min(SAMPLES, chunk * 2, targets.samples))
     with torch.no_grad():
@@ -38,4 +38,4 @@ def measure(
                 rounding = error(replica.run(hidden, bits)).item()
         return BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated)
 
-    return crew.map(one, block.recipe.bits)
+    return workers.map(one, block.recipe.bits)

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.crew import Crew
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.reconstruct import draw
 from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.workers import WorkerPool
+from quept.config import BitGroups, Merging, Reconstruction
 from quept.numerics import merging
-from quept.spec import Merging, Reconstruction
-from quept.widths import BitGroups
 
 
 def advance(
@@ -26,16 +25,16 @@ def advance(
     generator: torch.Generator,
     chunk: int,
     training: Reconstruction | None = None,
-    crew: Crew | None = None,
+    workers: WorkerPool | None = None,
 ) -> None:
     """Replace each stream, in place, by its block outputs as the merging strategy says.
 
     `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that
     all entries are the same object. Every sample draws its own width from each group, and where `training` mixes
     widths, its own linears at the next higher one. At the widths in its `bfloat16_bits` the linears multiply in
-    bfloat16. Bit groups run side by side as `crew` allows.
+    bfloat16. Bit groups run side by side as `workers` allows.
     """
-    samples, crew = streams[0].samples, crew or Crew()
+    samples, workers = streams[0].samples, workers or WorkerPool()
     training = training or Reconstruction()
     drawn = [
         [draw_mixture(block, bits, training, generator) for bits in each]
@@ -52,7 +51,7 @@ def advance(
             store.rewrite(stream, chunk, lambda rows: run(group, rows, stream.read(rows)))
 
     if settings.strategy == "per-group":
-        crew.map(rewrite, range(len(drawn)))
+        workers.map(rewrite, range(len(drawn)))
         return
     if settings.strategy == "single-width":
         assert settings.single_width is not None
@@ -64,7 +63,7 @@ def advance(
 
     def run_merged(rows: slice) -> Tensor:
         hidden = streams[0].read(rows)
-        outputs = crew.map(partial(output, rows=rows, hidden=hidden), range(len(drawn)))
+        outputs = workers.map(partial(output, rows=rows, hidden=hidden), range(len(drawn)))
         alone = settings.strategy == "single-width"
         return outputs[0] if alone else merge(torch.stack(outputs), settings, generator)
 

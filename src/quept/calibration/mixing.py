@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from quept.calibration.block import CalibrationBlock
-from quept.spec import Reconstruction
+from quept.config import Reconstruction
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Mixture:
 def draw_mixture(block: CalibrationBlock, bits: int, settings: Reconstruction, generator: torch.Generator) -> Mixture:
     """What a block runs at where it is to run at `bits`: linears that read one tensor move together."""
     higher = [width for width in block.recipe.bits if width > bits]
-    chance = settings.mixing.chance(bits, block.place.index, block.place.blocks)
+    chance = settings.mixing.chance(bits, block.context.index, block.context.blocks)
     if not (chance and higher):
         return Mixture(bits)
-    sets = [[path for path in paths if path in block.linears] for paths in block.place.architecture.inputs]
+    sets = [[path for path in paths if path in block.linears] for paths in block.context.architecture.inputs]
     moved = torch.rand(len(sets), generator=generator) < chance
     return Mixture(
         bits, tuple((path, higher[0]) for paths, moves in zip(sets, moved, strict=True) if moves for path in paths)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from quept.calibration.capture import Exit
-from quept.spec import Loss
+from quept.calibration.capture import ModelHead
+from quept.config import Loss
 
 Rows = Sequence[int] | slice  # which samples
 Error = Callable[[Tensor], Tensor]  # a block's output, (batch, tokens, hidden), to a scalar
@@ -31,11 +31,11 @@ def output_error(loss: Loss) -> Objective:
     return objective
 
 
-def prediction_error(leave: Exit, windows: Tensor | None = None, text_share: float = 0.0) -> Objective:
+def prediction_error(head: ModelHead, windows: Tensor | None = None, label_weight: float = 0.0) -> Objective:
     """KL(full precision || quantized) of the predictions that follow from the last block's outputs.
 
-    In nats per prediction. With a `text_share`, full precision's distribution is mixed with the token that does follow
-    in `windows`, `(samples, tokens)`, which gets that share of it.
+    In nats per prediction. With a `label_weight`, full precision's distribution is mixed with the token that does
+    follow in `windows`, `(samples, tokens)`, which gets that share of it.
     Logits are made for so many tokens at a time that a large vocabulary does not fill the memory, and where that takes
     more than one turn they are made again for the backward pass.
     """
@@ -43,19 +43,19 @@ def prediction_error(leave: Exit, windows: Tensor | None = None, text_share: flo
     def expected(target: Tensor, following: Tensor | None) -> Tensor:
         """The logarithm of the wanted distributions, `(tokens, vocabulary)`."""
         with torch.no_grad():
-            wanted = leave(target).flatten(0, -2).float().log_softmax(-1)
-            return wanted if following is None else mixed(wanted, following.flatten().to(wanted.device), text_share)
+            wanted = head(target).flatten(0, -2).float().log_softmax(-1)
+            return wanted if following is None else mixed(wanted, following.flatten().to(wanted.device), label_weight)
 
     def some(output: Tensor, target: Tensor, following: Tensor | None) -> Tensor:
-        return divergence(leave(output).flatten(0, -2), expected(target, following))
+        return divergence(head(output).flatten(0, -2), expected(target, following))
 
     def objective(target: Tensor, rows: Rows) -> Error:
-        batch, tokens = target.shape[0], target.shape[1] if leave.per_token else 1
-        following = following_tokens(windows[rows]) if windows is not None and text_share else None
-        size = max(1, LOGITS_PER_CHUNK // leave.classes)
-        if batch * tokens <= size or not leave.per_token:
+        batch, tokens = target.shape[0], target.shape[1] if head.per_token else 1
+        following = following_tokens(windows[rows]) if windows is not None and label_weight else None
+        size = max(1, LOGITS_PER_CHUNK // head.classes)
+        if batch * tokens <= size or not head.per_token:
             wanted = expected(target, following)  # once for all widths
-            return lambda output: divergence(leave(output).flatten(0, -2), wanted) / (batch * tokens)
+            return lambda output: divergence(head(output).flatten(0, -2), wanted) / (batch * tokens)
 
         def error(output: Tensor) -> Tensor:
             total = output.new_zeros((), dtype=torch.float32)

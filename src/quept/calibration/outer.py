@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from quept.assembly import assemble_outer
 from quept.calibration.job import Job
-from quept.nn import ElasticLinear, stored_tensors
-from quept.nn.quantizers import TensorQuantizer
-from quept.nn.weight import WHOLE
+from quept.layers import ElasticLinear, stored_tensors
+from quept.layers.quantizers import TensorQuantizer
+from quept.layers.weight import UNCLIPPED
 
 
 class OuterLayers:
@@ -24,7 +24,7 @@ class OuterLayers:
         job = self.job
         return job.recipe.outer_bits is not None and bool(job.architecture.outer_layers(job.model))
 
-    def place(self, part: nn.Module, run: Callable[[], object]) -> bool:
+    def quantize(self, part: nn.Module, run: Callable[[], object]) -> bool:
         """Make those in a copy of the model, or of a part of it, elastic, and find their ranges while `run` runs it.
 
         Those that were placed before are left alone. Returns whether there were others.
@@ -33,17 +33,17 @@ class OuterLayers:
         new = {path: layer for path, layer in layers.items() if path not in self.placed}
         quantizers = [layer.input.quantizer for layer in new.values() if layer.input is not None]
         for quantizer in quantizers:
-            quantizer.start_seeing()
+            quantizer.start_observing()
         if new:
             run()
         for layer in new.values():
             for bits in layer.spec.store.without_master(layer.spec.groups.bits):
-                layer.reset_clipping(bits, WHOLE)
+                layer.reset_clipping(bits, UNCLIPPED)
             layer.round_master()
-            layer.settle()
+            layer.freeze()
         for quantizer in quantizers:
             seen = isinstance(quantizer, TensorQuantizer)
-            quantizer.place(self.job.recipe.activations.start if seen else WHOLE)
+            quantizer.init_range(self.job.recipe.activations.range_init if seen else UNCLIPPED)
         self.placed |= new
         return bool(new)
 
@@ -51,7 +51,7 @@ class OuterLayers:
         """From now on those that were placed run at their width."""
         for layer in self.placed.values():
             (layer.bits,) = layer.spec.groups.bits
-            layer.activation_bits = self.job.recipe.outer_activations.beside(layer.bits)
+            layer.activation_bits = self.job.recipe.outer_activations.bits_for(layer.bits)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors outside the blocks, by path in the model, with these layers' own where there are such."""

@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Place
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.capture import BlockCall, Entrance, Exit
+from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
-from quept.calibration.crew import Crew
+from quept.calibration.forward import CompiledForward, EagerForward, ForwardPass
 from quept.calibration.job import Job, prepare
 from quept.calibration.measure import measure
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
 from quept.calibration.outer import OuterLayers
-from quept.calibration.passes import CompiledPass, Pass, PlainPass
 from quept.calibration.progress import Progress, Report, Silent
-from quept.calibration.ranges import ROWS, place_ranges, watched_linears
+from quept.calibration.ranges import ROWS, init_ranges, observed_linears
 from quept.calibration.reconstruct import count_steps, reconstruct, trained_tokens
 from quept.calibration.samples import source_of
 from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.workers import WorkerPool
 from quept.calibration.workspace import Workspace
+from quept.config import Recipe
 from quept.devices import multiplies_bfloat16
-from quept.spec import Recipe
+from quept.models import BlockContext
 from quept.storage.artifact import shard_stem
 from quept.storage.manifest import BlockError, Manifest
 
@@ -136,9 +136,11 @@ class _Run:
     tokens: int = 1  # of a sample, in front of the blocks
 
     def __post_init__(self) -> None:
-        self.forward: Pass = CompiledPass(self.progress.note) if self.job.provenance.compiled else PlainPass()
+        self.forward: ForwardPass = (
+            CompiledForward(self.progress.note) if self.job.provenance.compiled else EagerForward()
+        )
         self.outer = OuterLayers(self.job)
-        self.crew = Crew()
+        self.workers = WorkerPool()
         self.training = self.recipe.reconstruction
         if not multiplies_bfloat16(self.job.device):
             self.training = self.training.updated(bfloat16_bits=())
@@ -158,19 +160,19 @@ class _Run:
         job = self.job
         blocks = job.architecture.block_list(job.model)
         with self.clock("capture"):
-            entrance = Entrance(job.model, job.architecture, job.compute_dtype)
-            calls = entrance.calls(job.samples)
-            full_precision = self._enter(entrance)
-            quantized = self._quantized_streams(entrance, full_precision)
-            del entrance
+            stem = ModelStem(job.model, job.architecture, job.compute_dtype)
+            calls = stem.calls(job.samples)
+            full_precision = self._enter(stem)
+            quantized = self._quantized_streams(stem, full_precision)
+            del stem
         self.progress.start(len(blocks), count_steps(full_precision.samples, self.recipe.reconstruction))
-        self.crew = self._crew(blocks)
-        with self.crew:
+        self.workers = self._worker_pool(blocks)
+        with self.workers:
             errors = self._calibrate_each(blocks, calls, full_precision, quantized)
         self._place_exit(full_precision)
         return errors
 
-    def _crew(self, blocks: nn.ModuleList) -> Crew:
+    def _worker_pool(self, blocks: nn.ModuleList) -> WorkerPool:
         """What runs side by side: as many bit groups as train, if the memory holds what a step keeps of each.
 
         For the backward pass that is about thirty values of the hidden size per token, and per weight nine bytes, of
@@ -181,7 +183,7 @@ class _Run:
         tokens = self.tokens * min(recipe.reconstruction.batch_size, len(self.job.samples))
         hidden = weights**0.5 if (size := getattr(config, "hidden_size", None)) is None else size
         kept = int(30 * 4 * tokens * hidden) + 9 * weights
-        return Crew.of(self.job.device, sum(map(bool, recipe.trained_groups)), kept, int(tokens * hidden))
+        return WorkerPool.of(self.job.device, sum(map(bool, recipe.trained_groups)), kept, int(tokens * hidden))
 
     def _calibrate_each(
         self,
@@ -192,11 +194,11 @@ class _Run:
     ) -> list[BlockError]:
         job, errors = self.job, list[BlockError]()
         for index, call in enumerate(calls):
-            place = Place.of(job.architecture, job.model, index)
-            block = CalibrationBlock(blocks[index], place, self.recipe, call, job.device, job.compute_dtype)
-            if place.is_first:
+            context = BlockContext.of(job.architecture, job.model, index)
+            block = CalibrationBlock(blocks[index], context, self.recipe, call, job.device, job.compute_dtype)
+            if context.is_first:
                 for transform in block.transforms:
-                    for note in transform.notes(block.module, place):
+                    for note in transform.notes(block.module, context):
                         self.progress.note(note)
             errors += self._calibrate_block(index, block, full_precision, quantized)
             if index + 1 < len(blocks):
@@ -210,7 +212,7 @@ class _Run:
                         job.generator(index, "merging"),
                         self.chunk,
                         self.training,
-                        self.crew,
+                        self.workers,
                     )
         return errors
 
@@ -222,7 +224,7 @@ class _Run:
         stem = shard_stem(index + 1, blocks)
         steps = count_steps(full_precision.samples, self.recipe.reconstruction)
         for transform in block.transforms:
-            if not transform.watches(block.place):
+            if not transform.observed_inputs(block.context):
                 block.fold(transform, {})
         if self.workspace.has(stem):
             with block.observed((), 1):  # with the same operations as when the block was trained
@@ -247,81 +249,83 @@ class _Run:
             generator,
             self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
-            self.crew,
+            self.workers,
         )
-        block.settle()
+        block.freeze()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
         with self.clock("measuring"):
-            errors = measure(block, quantized, full_precision, reported, self.chunk, self.crew)
+            errors = measure(block, quantized, full_precision, reported, self.chunk, self.workers)
         with self.clock("writing"):
             self.workspace.write(stem, block.tensors(), note=[error.model_dump() for error in errors])
         return errors
 
     def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
         """Advance the full-precision stream, fold what had to see it, and place the ranges."""
-        watching = [transform for transform in block.transforms if transform.watches(block.place)]
-        watched = {path for transform in watching for path in transform.watches(block.place)} | watched_linears(block)
+        watching = [transform for transform in block.transforms if transform.observed_inputs(block.context)]
+        watched = {
+            path for transform in watching for path in transform.observed_inputs(block.context)
+        } | observed_linears(block)
         rows = ROWS if self.recipe.activations.range == "tensor" else self.recipe.smoothing.tokens
         passes = -(-full_precision.samples // self.chunk)
         with block.observed(watched, max(1, rows // passes)) as inputs:
             self._advance_full_precision(block, full_precision)
         for transform in watching:
-            with self.clock("transforms"), self.crew.undivided():
+            with self.clock("transforms"), self.workers.undivided():
                 block.fold(transform, inputs)
         block.round_to_stored()
         with self.clock("placing ranges"):
-            place_ranges(block, inputs, self.crew)
+            init_ranges(block, inputs, self.workers)
 
     def _place_exit(self, full_precision: Stream) -> None:
         """Find the ranges of the layers behind the blocks, and write all that is outside the blocks once more."""
         if not self.outer.exist:
             return
         with self.clock("capture"), torch.no_grad():
-            leave = self._exit()
+            head = self._exit()
 
             def run() -> None:
                 for rows in full_precision.chunks(self.chunk):
-                    leave(full_precision.read(rows))
+                    head(full_precision.read(rows))
 
-            self.outer.place(leave.model, run)
+            self.outer.quantize(head.model, run)
         with self.clock("writing"):
             self._write_rest()
 
-    def _exit(self) -> Exit:
+    def _exit(self) -> ModelHead:
         job = self.job
-        return Exit(job.model, job.architecture, job.compute_dtype, job.device, job.samples[:1])
+        return ModelHead(job.model, job.architecture, job.compute_dtype, job.device, job.samples[:1])
 
     def _objectives(self, last: bool) -> tuple[Objective, Objective]:
         """What a block's training lowers, and what is reported of it: the same, without the text's own share."""
         job, settings = self.job, self.recipe.reconstruction
         if not (last and settings.last_block_loss == "kl"):
             return (output_error(settings.loss),) * 2
-        leave = self._exit()
-        return prediction_error(leave, job.samples, settings.text_share), prediction_error(leave)
+        head = self._exit()
+        return prediction_error(head, job.samples, settings.label_weight), prediction_error(head)
 
     @torch.no_grad()
     def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
-        with self.clock("full-precision stream"), self.crew.undivided():
+        with self.clock("full-precision stream"), self.workers.undivided():
             self.store.rewrite(stream, self.chunk, lambda rows: block.run(stream.read(rows)))
 
-    def _enter(self, entrance: Entrance, stream: Stream | None = None) -> Stream:
+    def _enter(self, stem: ModelStem, stream: Stream | None = None) -> Stream:
         """The stream of the first block's inputs; `stream` is filled with them if it is given."""
         if stream is None:
-            _, self.tokens, hidden = entrance.hidden_states(self.job.samples[:1]).shape
+            _, self.tokens, hidden = stem.hidden_states(self.job.samples[:1]).shape
             stream = self.store.empty(len(self.job.samples), self.tokens, hidden, self.job.compute_dtype)
         for rows in stream.chunks(self.chunk):
-            stream.write(rows, entrance.hidden_states(self.job.samples[rows]))
+            stream.write(rows, stem.hidden_states(self.job.samples[rows]))
         return stream
 
-    def _quantized_streams(self, entrance: Entrance, start: Stream) -> list[Stream]:
+    def _quantized_streams(self, stem: ModelStem, start: Stream) -> list[Stream]:
         """One stream per bit group, high to low: a stream each where nothing is merged, else one for all.
 
         They start with what comes out of the layers in front of the blocks at the width that these keep.
         """
         first = self.store.copy(start, self.chunk)
-        if self.outer.place(entrance.part, lambda: self._enter(entrance, first)):
+        if self.outer.quantize(stem.part, lambda: self._enter(stem, first)):
             self.outer.run_rounded()
-            self._enter(entrance, first)
+            self._enter(stem, first)
         if self.recipe.merging.strategy == "per-group":
             return [first, *(self.store.copy(first, self.chunk) for _ in self.recipe.groups.groups[1:])]
         return [first] * len(self.recipe.groups)

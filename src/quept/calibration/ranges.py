@@ -6,34 +6,34 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.crew import Crew
 from quept.calibration.reconstruct import expected_draws
-from quept.nn import ElasticLinear
-from quept.nn.quantizers import Quantizer, TensorQuantizer
-from quept.nn.weight import WHOLE
-from quept.spec import Recipe
+from quept.calibration.workers import WorkerPool
+from quept.config import Recipe
+from quept.layers import ElasticLinear
+from quept.layers.quantizers import Quantizer, TensorQuantizer
+from quept.layers.weight import UNCLIPPED
 
 ROWS = 4096  # of a linear's inputs, on which the range of a whole tensor is placed
 
 
-def watched_linears(block: CalibrationBlock) -> set[str]:
-    """The linears of whose inputs `place_ranges` needs a sample."""
+def observed_linears(block: CalibrationBlock) -> set[str]:
+    """The linears of whose inputs `init_ranges` needs a sample."""
     recipe = block.recipe
-    wanted = set(block.linears) if recipe.reconstruction.clipping_start == "search" else set()
+    wanted = set(block.linears) if recipe.reconstruction.clip_init == "search" else set()
     if recipe.activations.bits and recipe.activations.range == "tensor":
         wanted |= set(block.linears)
     return wanted
 
 
 @torch.no_grad()
-def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor], crew: Crew | None = None) -> None:
+def init_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor], workers: WorkerPool | None = None) -> None:
     """Set where each width's ranges start; weights of widths that never train keep their whole range.
 
     `inputs` holds rows from in front of the linears, `(tokens, in)`, by path. Linears are searched side by side as
-    `crew` allows.
+    `workers` allows.
     """
-    recipe, crew = block.recipe, crew or Crew()
-    start = recipe.reconstruction.clipping_start
+    recipe, workers = block.recipe, workers or WorkerPool()
+    start = recipe.reconstruction.clip_init
     draws = expected_draws(recipe.trained_groups, recipe.reconstruction, 1)
     trained = recipe.reconstruction.epochs > 0
     rows = {path: block.multiplied(path, given) for path, given in inputs.items()}
@@ -42,29 +42,31 @@ def place_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor], crew: Cr
         linear = block.linears[path]
         for bits in recipe.store.without_master(recipe.bits):
             if trained and not draws[bits]:
-                linear.reset_clipping(bits, WHOLE)
+                linear.reset_clipping(bits, UNCLIPPED)
             elif start == "search":
                 linear.search_clipping(bits, rows[path].square().mean(0))
             else:
                 linear.reset_clipping(bits, start)
 
-    crew.map(place_weights, block.linears)
+    workers.map(place_weights, block.linears)
     for each in block.inputs:
         readers = {path: linear for path, linear in block.linears.items() if linear.input is each}
-        place_input(
+        init_input_range(
             each.quantizer, next((rows[path] for path in readers if path in rows), None), readers.values(), recipe
         )
     for products in block.products:
         for quantizer in products.quantizers():
-            quantizer.place(recipe.activations.start)
+            quantizer.init_range(recipe.activations.range_init)
 
 
-def place_input(quantizer: Quantizer, sample: Tensor | None, readers: Iterable[ElasticLinear], recipe: Recipe) -> None:
+def init_input_range(
+    quantizer: Quantizer, sample: Tensor | None, readers: Iterable[ElasticLinear], recipe: Recipe
+) -> None:
     """Set where the ranges of the input of some linears start, on rows `(tokens, in)` of it where that takes any."""
-    start: float | str = recipe.reconstruction.clipping_start
+    start: float | str = recipe.reconstruction.clip_init
     importance: Tensor | None = None
     if sample is not None:
         importance = torch.cat([linear.weight.float() for linear in readers]).square().sum(0)
     if isinstance(quantizer, TensorQuantizer):
-        start = recipe.activations.start
-    quantizer.place(start, sample, importance)
+        start = recipe.activations.range_init
+    quantizer.init_range(start, sample, importance)

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.clock import Clock
-from quept.calibration.crew import Crew
-from quept.calibration.descent import Descent
+from quept.calibration.forward import ForwardPass
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.objective import Error, Objective, Rows
-from quept.calibration.passes import Pass
+from quept.calibration.optimizer import BlockOptimizer
 from quept.calibration.stream import Stream
+from quept.calibration.workers import WorkerPool
+from quept.config import Recipe, Reconstruction
 from quept.errors import CalibrationFailed
-from quept.numerics import rounding
-from quept.spec import Recipe, Reconstruction
+from quept.numerics import adaround
 
 # The rounding policy's regulariser (AdaRound): its weight, and how its sharpness falls over the training.
 UNDECIDED_WEIGHT = 0.01
@@ -31,7 +31,7 @@ TINY = 1e-12  # losses are divided by no less
 
 
 @dataclass(frozen=True)
-class _Passage:
+class _GroupPass:
     """One pass of a step: a batch through the block at the widths drawn for one bit group."""
 
     group: int
@@ -46,19 +46,19 @@ def reconstruct(
     groups: Sequence[Sequence[int]],
     settings: Reconstruction,
     objective: Objective,
-    forward: Pass,
+    forward: ForwardPass,
     generator: torch.Generator,
     clock: Clock,
     on_step: Callable[[int, int, float], None],
-    crew: Crew | None = None,
+    workers: WorkerPool | None = None,
 ) -> None:
     """Train what a block's linears learn, in place; `inputs` holds the stream of each bit group.
 
     `groups` are those to train, high to low; an empty one takes no part. `on_step` is told the step, the number of
-    steps and the loss. The passes of a step run side by side as `crew` allows. Raises `CalibrationFailed` on a
+    steps and the loss. The passes of a step run side by side as `workers` allows. Raises `CalibrationFailed` on a
     non-finite loss.
     """
-    crew = crew or Crew()
+    workers = workers or WorkerPool()
     steps = count_steps(targets.samples, settings) if any(groups) else 0
     if not steps:
         return
@@ -67,16 +67,16 @@ def reconstruct(
     mixing = torch.Generator().manual_seed(
         generator.initial_seed() + 1
     )  # its own: widths that are not mixed train alike
-    descent = Descent(block.linears.values(), block.quantizers, settings, steps, draws)
+    descent = BlockOptimizer(block.linears.values(), block.quantizers, settings, steps, draws)
     replicas = [block, *(block.replica() for _ in groups[1:])]
     first, step = dict[int, float](), 0
 
-    def run(passage: _Passage) -> tuple[float, Sequence[Tensor | None]]:
+    def run(group_pass: _GroupPass) -> tuple[float, Sequence[Tensor | None]]:
         """The loss of one pass, and the gradients of all that trains."""
-        replica, hidden = replicas[passage.group], inputs[passage.group].read(rows)
-        loss = _loss(replica, hidden, passage, learned, errors[passage.half].result, forward, step / steps)
-        value = _finite(loss.item(), block, passage.mixture.bits)
-        scale = first.setdefault(passage.mixture.bits, max(value, TINY)) if settings.normalized else 1.0
+        replica, hidden = replicas[group_pass.group], inputs[group_pass.group].read(rows)
+        loss = _loss(replica, hidden, group_pass, learned, errors[group_pass.half].result, forward, step / steps)
+        value = _finite(loss.item(), block, group_pass.mixture.bits)
+        scale = first.setdefault(group_pass.mixture.bits, max(value, TINY)) if settings.normalized else 1.0
         return value / scale, torch.autograd.grad(loss / scale, descent.trained, allow_unused=True)
 
     with forward.in_force():
@@ -87,16 +87,16 @@ def reconstruct(
             for batch in range(steps // settings.epochs):
                 rows = order[batch * settings.batch_size :][: settings.batch_size]
                 with clock("forward and backward"):
-                    passages = [
-                        _Passage(index, draw_mixture(block, bits, settings, mixing), bits in settings.bfloat16_bits)
+                    group_passes = [
+                        _GroupPass(index, draw_mixture(block, bits, settings, mixing), bits in settings.bfloat16_bits)
                         for index, group in enumerate(groups)
                         if group and settings.takes_part(index, step)
                         for bits in [draw(group, generator)]
                     ]
                     target = targets.read(rows)
                     compare = partial(_compare, objective, target, rows)
-                    errors = {half: crew.start(compare, half) for half in {each.half for each in passages}}
-                    results = crew.map(run, passages, in_turn=forward.compiles and step == 0)
+                    errors = {half: workers.start(compare, half) for half in {each.half for each in group_passes}}
+                    results = workers.map(run, group_passes, in_turn=forward.compiles and step == 0)
                 with clock("optimizer"):
                     descent.step([gradients for _, gradients in results])
                 step += 1
@@ -133,10 +133,10 @@ def draw(group: Sequence[int], generator: torch.Generator) -> int:
 def _loss(
     block: CalibrationBlock,
     hidden: Tensor,
-    passage: _Passage,
+    group_pass: _GroupPass,
     learned: Collection[int],
     error: Callable[[], Error],
-    forward: Pass,
+    forward: ForwardPass,
     progress: float,
 ) -> Tensor:
     """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
@@ -148,8 +148,8 @@ def _loss(
     """
     sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
     penalty: Tensor | None = None
-    bits, others = passage.mixture.bits, dict(passage.mixture.others)
-    activation_bits, quantizers = block.recipe.activations.beside(bits), block.quantizers
+    bits, others = group_pass.mixture.bits, dict(group_pass.mixture.others)
+    activation_bits, quantizers = block.recipe.activations.bits_for(bits), block.quantizers
     try:
         for each in quantizers:
             each.override = None if activation_bits is None else each.grid(activation_bits)
@@ -160,18 +160,18 @@ def _loss(
                 layer.override = forward.weight(layer, width).detach().requires_grad_()
             elif layer.trains_softly(width):
                 layer.override, up = layer.derive_soft(width)
-                undecided = rounding.undecided(up, sharpness)
+                undecided = adaround.undecided(up, sharpness)
                 penalty = undecided if penalty is None else penalty + undecided
             else:
                 layer.override = forward.weight(layer, width)
-        with block.multiplying(torch.bfloat16 if passage.half else None):
+        with block.multiplying(torch.bfloat16 if group_pass.half else None):
             output = forward(block.call, block.module, hidden)
     finally:
         for layer in block.linears.values():
             layer.override = None
         for each in quantizers:
             each.override = None
-    with _autocast(hidden, passage.half):
+    with _autocast(hidden, group_pass.half):
         loss = error()(output)
     return loss if penalty is None else loss + UNDECIDED_WEIGHT * penalty
 

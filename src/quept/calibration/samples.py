@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quept.architectures import Task, architecture_of
-from quept.architectures.checkpoint import open_tokenizer
-from quept.architectures.images import ImageProcessor, describe, open_image_processor
+from quept.config import Recipe
 from quept.data import load_images, token_windows
 from quept.errors import InvalidInput
-from quept.spec import Recipe
+from quept.models import Task, architecture_of
+from quept.models.checkpoint import open_tokenizer
+from quept.models.images import ImageProcessor, describe, open_image_processor
 
 Note = Callable[[str], None]
 

@@ -9,8 +9,8 @@ from quept.cli.console import show_table, size
 from quept.cli.progress import Display
 
 if TYPE_CHECKING:
+    from quept.config import PrecisionPlan, Widths
     from quept.evaluation import AccuracyEvaluation, Comparison, Evaluation
-    from quept.plan import PrecisionPlan, Widths
     from quept.plots import Point
 
 

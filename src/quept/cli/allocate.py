@@ -28,7 +28,7 @@ from quept.errors import InvalidInput, QueptError
 if TYPE_CHECKING:
     from quept.search.allocation import Allocation
     from quept.search.budget import Measurement
-    from quept.search.subject import Subject
+    from quept.search.target import SearchTarget
 
 FRONT_BUDGETS = 12
 
@@ -116,7 +116,7 @@ def allocate(
         if measuring:
             assert data is not None
             limits = (max_tokens, max_images)
-            gauge = Gauge(directory, data, samples, limits, sequence_length, device, dtype, shown.show)
+            gauge = PlanEvaluator(directory, data, samples, limits, sequence_length, device, dtype, shown.show)
         if front:
             assert gauge is not None
             result = draw_front(task, gauge, output, console)
@@ -138,13 +138,13 @@ class Task:
         free: bool,
         additive: bool,
     ) -> None:
-        from quept.architectures import architecture_of
+        from quept.config import parse_bits
+        from quept.models import architecture_of
         from quept.search.allocation import Constraints, Problem
         from quept.search.cost import Costs
         from quept.search.table import SensitivityTable, model_digest
         from quept.storage import DTYPES, read_manifest
         from quept.storage.artifact import open_skeleton
-        from quept.widths import parse_bits
 
         if count not in ("bytes", "layers"):
             raise InvalidInput(f"--count is {count!r}; choose bytes or layers.")
@@ -162,7 +162,7 @@ class Task:
         self.problem: Problem = Problem(self.table, costs, constraints, count, pairs=not additive)  # type: ignore[arg-type]
 
 
-class Gauge:
+class PlanEvaluator:
     """The artifact's model, opened to measure plans on; `metric` is what is measured, of which lower is better."""
 
     def __init__(
@@ -186,13 +186,13 @@ class Gauge:
         measure = self._text if opened.task == "text-generation" else self._images
         self.metric, self.amount, self._measure = measure(opened, *limits)
 
-    def subject(self) -> "Subject":
+    def target(self) -> "SearchTarget":
         """The model with samples of the data."""
         from quept.cli.sensitivity import draw_samples
-        from quept.search.subject import subject_of
+        from quept.search.target import search_target
 
         drawn = draw_samples(self.model, self._directory, self._data, self._samples, self._length, seed=0)
-        return subject_of(self.model, drawn)
+        return search_target(self.model, drawn)
 
     def quality(self, precision: Any) -> float:
         """The metric at a plan or width."""
@@ -237,7 +237,7 @@ Measured = tuple[str, str, Callable[[str], float]]  # the metric, on how much, a
 
 def plan(
     task: Task,
-    gauge: Gauge | None,
+    gauge: PlanEvaluator | None,
     average_bits: float | None,
     max_size: str | None,
     max_kl: float | None,
@@ -260,7 +260,7 @@ def plan(
             assert gauge is not None
             report = gauge.report
             tried = refined(
-                gauge.subject(), problem, problem.limit(budget), refine, lambda done: report("rounds", done, refine)
+                gauge.target(), problem, problem.limit(budget), refine, lambda done: report("rounds", done, refine)
             )
     else:
         assert gauge is not None
@@ -268,10 +268,10 @@ def plan(
             raise InvalidInput("--max-perplexity is for models of language; for images use --max-kl or --front.")
         most = max_kl if max_kl is not None else max_perplexity
         assert most is not None
-        subject = gauge.subject() if max_kl is not None else None
+        target = gauge.target() if max_kl is not None else None
         tried = smallest(
             problem,
-            (lambda each: divergence_of(subject, each)) if subject is not None else gauge.quality,
+            (lambda each: divergence_of(target, each)) if target is not None else gauge.quality,
             most,
         )
     if tried:
@@ -284,7 +284,7 @@ def plan(
     return {**described(chosen), "plan": chosen.plan.to_json(), "tried": measured}
 
 
-def draw_front(task: Task, gauge: Gauge, output: Path, console: Console) -> dict[str, Any]:
+def draw_front(task: Task, gauge: PlanEvaluator, output: Path, console: Console) -> dict[str, Any]:
     """A dozen budgets and the uniform widths, measured; table, JSON, plots and plans in the directory `output`."""
     from quept.cli.sensitivity import heat_map
     from quept.files import write_json as write

@@ -56,11 +56,11 @@ def bench(
     """
     import torch
 
-    from quept.architectures import architecture_of
     from quept.cli.opening import choose_dtype
+    from quept.config import parse_precisions
     from quept.evaluation.speed import measure_speed
+    from quept.models import architecture_of
     from quept.ops import available, describe, read_bandwidth
-    from quept.plan import parse_precisions
     from quept.storage import load
 
     check_target("--json", json_file)

@@ -22,7 +22,7 @@ from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
     from quept.calibration import Report
-    from quept.spec import Recipe
+    from quept.config import Recipe
 
 
 def calibrate(
@@ -78,9 +78,9 @@ def calibrate(
     it runs: see [bold]quept evaluate[/], [bold]quept generate[/], and quept.load in Python.
     """
     check_target("--json", json_file)
-    from quept.architectures.checkpoint import read_config
     from quept.calibration import calibrate as run
     from quept.calibration.samples import source_of
+    from quept.models.checkpoint import read_config
     from quept.recipes import load_recipe
 
     chosen = override(
@@ -93,7 +93,7 @@ def calibrate(
         rank=rank,
     )
     with display(quiet, "opening the model and the data") as shown:
-        told = Told(shown)
+        told = CalibrationDisplay(shown)
         try:
             report = run(
                 model,
@@ -129,7 +129,7 @@ def override(
     rank: int | None = None,
 ) -> "Recipe":
     """The recipe with what the command line sets."""
-    from quept.widths import parse_bits
+    from quept.config import parse_bits
 
     if bits is not None:
         recipe = recipe.with_bits(parse_bits(bits))
@@ -151,7 +151,7 @@ def override(
     return recipe.updated(**changes) if changes else recipe
 
 
-class Told:
+class CalibrationDisplay:
     """Passes a calibration's progress on to a display, and keeps its notes."""
 
     def __init__(self, shown: Display) -> None:

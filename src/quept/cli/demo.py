@@ -14,7 +14,7 @@ from quept.cli.progress import display
 from quept.errors import InvalidInput, QueptError
 
 if TYPE_CHECKING:
-    from quept.spec import Recipe
+    from quept.config import Recipe
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -50,7 +50,7 @@ def _known() -> dict[str, Demonstration]:
         training={"epochs": 6, "batch_size": 8},
         fitted={
             # In so few steps, those at high widths must not be rare.
-            "reconstruction": {"cadence": (0, 2, 2, 2, 1, 1, 1)},
+            "reconstruction": {"train_every": (0, 2, 2, 2, 1, 1, 1)},
             # Rows of 64 inputs: scales of half a row make a finer master, and 7 bits then have room for an adapter.
             "store": {"group_size": 32},
             "adapter": {"bits": (5, 6, 7)},
@@ -125,7 +125,7 @@ def demo(
             sequence_length=chosen.sequence_length,
             seed=seed,
             device="cpu",
-            progress=calibration.Told(shown),
+            progress=calibration.CalibrationDisplay(shown),
         )
     original = None if chosen.test_tokens is None else str(chosen.model)
     with display(quiet, "opening the artifact") as shown:

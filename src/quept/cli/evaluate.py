@@ -27,8 +27,8 @@ from quept.cli.progress import Display, display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from quept.config import Widths
     from quept.evaluation import AccuracyEvaluation, Evaluation
-    from quept.plan import Widths
 
 
 def evaluate(
@@ -141,9 +141,9 @@ def measure(
     dtype: str = "auto",
 ) -> "Evaluation | AccuracyEvaluation":
     """What `quept evaluate` measures, telling `shown` how far it is; see there for the arguments."""
+    from quept.config import PrecisionPlan, parse_precisions
     from quept.data import token_stream
     from quept.evaluation import evaluate_widths
-    from quept.plan import PrecisionPlan, parse_precisions
 
     if plans and kv_bits is not None:
         raise InvalidInput(
@@ -200,7 +200,7 @@ def _refuse_text_options(**given: int | str | None) -> None:
 
 
 def _all_widths(model: Any) -> "list[Widths]":
-    from quept.plan import Widths
+    from quept.config import Widths
     from quept.precision import elastic_linears
 
     calibrated = (layer.spec.groups for layer in elastic_linears(model).values() if not layer.spec.fixed)

@@ -42,14 +42,13 @@ def generate(
     import torch
     from transformers import TextStreamer
 
-    from quept.architectures import architecture_of
-    from quept.architectures.checkpoint import open_tokenizer
-    from quept.architectures.checkpoint import quiet as transformers_quiet
+    from quept.config import FULL, PrecisionPlan, Widths
     from quept.generation import KeyValueCache, cache_arguments
-    from quept.plan import PrecisionPlan, Widths
+    from quept.models import architecture_of
+    from quept.models.checkpoint import open_tokenizer
+    from quept.models.checkpoint import quiet as transformers_quiet
     from quept.precision import key_values, set_precision
     from quept.storage import load
-    from quept.widths import FULL
 
     check_target("--json", json_file)
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):

@@ -20,8 +20,8 @@ from quept.cli.console import (
 from quept.cli.progress import display
 
 if TYPE_CHECKING:
-    from quept.architectures import Architecture
-    from quept.spec import Recipe
+    from quept.config import Recipe
+    from quept.models import Architecture
 
 
 def info(
@@ -37,12 +37,12 @@ def info(
     """
     check_target("--json", json_file)
     budget = None if memory_budget is None else parse_size(memory_budget)
-    from quept.architectures import architecture_of
-    from quept.nn.size import full_precision_bytes, packed_bytes, resident_bytes
+    from quept.config import MAX_BITS
+    from quept.layers.size import full_precision_bytes, packed_bytes, resident_bytes
+    from quept.models import architecture_of
     from quept.ops import describe
     from quept.precision import elastic_linears
     from quept.storage import load
-    from quept.widths import MAX_BITS
 
     with display(quiet, "opening the artifact"):
         model = load(directory)
@@ -141,13 +141,13 @@ def listed(widths: Iterable[int]) -> str:
 
 def notes(model: Any) -> list[str]:
     """What the transforms say of this model."""
-    from quept.architectures import Place, architecture_of
+    from quept.models import BlockContext, architecture_of
     from quept.transforms import transforms_of
 
     architecture = architecture_of(model.config.model_type)
     blocks = architecture.block_list(model)
-    place = Place.of(architecture, model, 0)
-    return [note for each in transforms_of(model.quept_manifest.recipe) for note in each.notes(blocks[0], place)]
+    context = BlockContext.of(architecture, model, 0)
+    return [note for each in transforms_of(model.quept_manifest.recipe) for note in each.notes(blocks[0], context)]
 
 
 def master(recipe: "Recipe", dtype: str) -> str:

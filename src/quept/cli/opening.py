@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from quept.architectures import Task
-    from quept.spec import Recipe
+    from quept.config import Recipe
+    from quept.models import Task
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Opened:
 
 def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
-    from quept.architectures import architecture_of
-    from quept.architectures.checkpoint import cast_parameters, open_model
     from quept.calibration.samples import source_of
     from quept.devices import choose_device
+    from quept.models import architecture_of
+    from quept.models.checkpoint import cast_parameters, open_model
     from quept.recipes import load_recipe
     from quept.storage import DTYPES, is_artifact, load
 
@@ -52,14 +52,14 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
 
 def open_original(source: str, beside: Any) -> Any:
     """The model to compare predictions with, on the device and in the dtype of the one beside it."""
-    from quept.architectures.checkpoint import cast_parameters, open_model
+    from quept.models.checkpoint import cast_parameters, open_model
 
     return cast_parameters(open_model(source), beside.dtype).to(beside.device)
 
 
 def roundable_twin(original: Any, beside: Any) -> Any:
     """A copy of the original that shares its tensors, to be rounded as finely as the calibrated model beside it."""
-    from quept.nn.tensors import copy_sharing
+    from quept.layers.tensors import copy_sharing
 
     twin = copy_sharing(original)
     _make_roundable(twin, beside.quept_manifest.recipe)

@@ -76,7 +76,7 @@ def sensitivity(
     other = None if compare is None else SensitivityTable.read(compare)
     console = out(quiet, json_file)
     with display(quiet, "opening the model and the data") as shown:
-        subject, origin = open_subject(
+        target, origin = open_target(
             directory,
             data,
             metric=metric,
@@ -91,7 +91,7 @@ def sensitivity(
             other.check_model(origin.model, str(compare))
         try:
             table = measure_table(
-                subject,
+                target,
                 origin,
                 output,
                 progress=shown.show,
@@ -110,7 +110,7 @@ def sensitivity(
     write_json(json_file, report)
 
 
-def open_subject(
+def open_target(
     directory: str,
     data: str,
     *,
@@ -123,14 +123,14 @@ def open_subject(
     dtype: str,
 ) -> tuple[Any, Any]:
     """The artifact's model with what it is measured on, and what a table of it is named after."""
-    from quept.architectures import architecture_of
     from quept.cli.opening import choose_dtype
+    from quept.config import parse_bits
     from quept.data import digest
     from quept.devices import choose_device
-    from quept.search.subject import rows_of, subject_of
+    from quept.models import architecture_of
     from quept.search.table import Origin, model_digest
+    from quept.search.target import rows_of, search_target
     from quept.storage import load
-    from quept.widths import parse_bits
 
     if metric not in ("kl", "gradient"):
         raise InvalidInput(f"The metric {metric!r} is not known; choose kl or gradient.")
@@ -150,7 +150,7 @@ def open_subject(
         rows=rows_of(model, drawn),
         keys_values=keys_values,
     )
-    return subject_of(model, drawn), origin
+    return search_target(model, drawn), origin
 
 
 def draw_samples(model: Any, directory: str, data: str, samples: int, sequence_length: int | None, seed: int) -> Any:

@@ -43,7 +43,7 @@ def decode(content: Content, channels: int, name: str) -> "Image":
 
     A grayscale picture becomes a color one where the model takes three channels. A color picture becomes a grayscale
     one only where all its pixels are gray: how colors are to be mixed is not for this library to choose. Transparency
-    is dropped, and a picture is turned as its EXIF orientation says.
+    is dropped, and a picture is flipped as its EXIF orientation says.
 
     Args:
         content: An encoded image, the path of one, or an array (H, W) or (H, W, C) of uint8; None is what is missing.

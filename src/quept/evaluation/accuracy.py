@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quept.config import FULL, PrecisionPlan, Widths
 from quept.errors import InvalidInput
 from quept.evaluation.perplexity import eval_mode
 from quept.evaluation.widths import named
-from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
-from quept.plan import PrecisionPlan, Widths
+from quept.layers.size import current_bytes, full_precision_bytes, mean_bits
 from quept.precision import at_precision, master_name, rounded_to_nearest
-from quept.widths import FULL
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # pixels (B, C, H, W), labels (B,): what ImageSource.batches gives
 Classifier = Callable[[Tensor], Tensor]  # pixels (B, C, H, W) to logits (B, classes)
@@ -183,7 +182,7 @@ def evaluate_accuracy(
         baseline: True adds plain rounding to nearest at the same granularity.
         stored: The checkpoint's dtype, for the sizes; None is the one that the model is held in.
         total: How many images there are, for `progress`.
-        progress: Told what is measured, images done at it and `total`.
+        progress: CalibrationDisplay what is measured, images done at it and `total`.
 
     Raises:
         InvalidInput: As `accuracy`; a width that the model does not have.

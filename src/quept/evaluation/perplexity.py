@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Tokens in one forward pass, unless the caller gives a batch size.
 _TOKENS_PER_BATCH = 2048
 
-# Logits turned into float32 at a time (64 MiB), so that a large vocabulary does not double the memory.
+# Logits flipped into float32 at a time (64 MiB), so that a large vocabulary does not double the memory.
 _LOGITS_PER_CHUNK = 1 << 24
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quept.config import PrecisionPlan, Widths
 from quept.errors import InvalidInput
 from quept.evaluation.divergence import total_kl
 from quept.evaluation.perplexity import perplexity
-from quept.nn.size import current_bytes, full_precision_bytes, mean_bits
-from quept.plan import PrecisionPlan, Widths
+from quept.layers.size import current_bytes, full_precision_bytes, mean_bits
 from quept.precision import at_precision, master_name, rounded_to_nearest
 
 KEPT_LOGITS = 1 << 30  # bytes of an original's logits that are kept from one width to the next

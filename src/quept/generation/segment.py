@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from quept.formats.packing import bytes_per_row, pack, unpack
 from quept.numerics.keyvalues import Quantized, dequantize, quantize
-from quept.numerics.packing import bytes_per_row, pack, unpack
 
 
 class Segment:

@@ -17,7 +17,7 @@ from quept.numerics.affine import clamp, round_straight_through
 TINY = torch.finfo(torch.float32).tiny  # below it a scale has lost digits, and its reciprocal may be infinite
 NARROWEST, CANDIDATES = 0.4, 25  # shares from the whole range down, 0.025 apart
 PERCENTILES = (0.999, 0.9999, 0.99999)  # of values, on either side (RepQ-ViT, published code)
-SHARES = (
+CLIP_RATIOS = (
     1.0,
     0.94,
     0.88,
@@ -43,7 +43,7 @@ def highest_code(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
-def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: int | None = None) -> Tensor:
+def fake_quantize(values: Tensor, clip_ratio: Tensor, highest: Tensor, group_size: int | None = None) -> Tensor:
     """`s * clamp(round(x / s), -highest - 1, highest)` with `s = share * max|x| / highest` of the token's range.
 
     `share`, in (0, 1], and `highest` are scalars. Differentiable in the share, and straight-through in the values, for
@@ -51,7 +51,7 @@ def fake_quantize(values: Tensor, share: Tensor, highest: Tensor, group_size: in
     that multiplying by it is the only rounding.
     """
     grouped = _split(values.to(torch.float32), group_size)
-    step = (share * grouped.detach().abs().amax(-1, keepdim=True) / highest).clamp_min(TINY)
+    step = (clip_ratio * grouped.detach().abs().amax(-1, keepdim=True) / highest).clamp_min(TINY)
     if values.dtype == torch.bfloat16:
         step = step + (step.bfloat16().float() - step).detach()
     # Times the reciprocal, as integer products are made: the codes must be the same.
@@ -91,7 +91,7 @@ class _TensorRounding(torch.autograd.Function):
 
 
 @torch.no_grad()
-def best_share(values: Tensor, bits: int, importance: Tensor, group_size: int | None = None) -> float:
+def best_clip_ratio(values: Tensor, bits: int, importance: Tensor, group_size: int | None = None) -> float:
     """The share of the ranges that rounds `values`, `(tokens, in)`, with the least weighted squared error.
 
     `importance`, `(in,)`, weighs the channels: the squared norms of the columns that multiply them make the sum an
@@ -99,11 +99,11 @@ def best_share(values: Tensor, bits: int, importance: Tensor, group_size: int | 
     """
     best, least = 1.0, float("inf")
     highest = importance.new_tensor(float(highest_code(bits)))
-    for share in torch.linspace(1.0, NARROWEST, CANDIDATES):
-        rounded = fake_quantize(values, share.to(values.device), highest, group_size)
+    for clip_ratio in torch.linspace(1.0, NARROWEST, CANDIDATES):
+        rounded = fake_quantize(values, clip_ratio.to(values.device), highest, group_size)
         error = float(((rounded - values).float().square() * importance).sum())
         if error < least:
-            best, least = float(share), error
+            best, least = float(clip_ratio), error
     return best
 
 
@@ -139,16 +139,16 @@ class Sample(NamedTuple):
         """Samples of several parts as one of the whole."""
         return cls(torch.cat([part.values for part in parts]), torch.cat([part.weights for part in parts]))
 
-    def quantiles(self, shares: Sequence[float]) -> list[float]:
+    def quantiles(self, clip_ratios: Sequence[float]) -> list[float]:
         """The values below which these shares of all lie."""
         ordered, places = self.values.sort()
         reached = self.weights[places].double().cumsum(0)
-        wanted = reached.new_tensor(list(shares)) * reached[-1]
+        wanted = reached.new_tensor(list(clip_ratios)) * reached[-1]
         return [float(each) for each in ordered[torch.searchsorted(reached, wanted).clamp_max(len(ordered) - 1)]]
 
 
 @torch.no_grad()
-def best_extent(sample: Sample, bits: int, extremes: Tensor, start: str) -> tuple[float, float]:
+def best_range(sample: Sample, bits: int, extremes: Tensor, start: str) -> tuple[float, float]:
     """How far below and above zero an asymmetric range should go that rounds a tensor on one scale.
 
     `start` is "min-max", the `extremes`, `(2,)`, themselves; "percentile", those of `PERCENTILES` that round with the
@@ -160,20 +160,26 @@ def best_extent(sample: Sample, bits: int, extremes: Tensor, start: str) -> tupl
         return whole
 
     def error(extent: tuple[float, float]) -> float:
-        return _extent_error(sample, extent, bits)
+        return _range_error(sample, extent, bits)
 
     if start == "percentile":
         below, above = sample.quantiles([1 - p for p in PERCENTILES]), sample.quantiles(PERCENTILES)
         candidates = [(max(-low, 0.0), max(high, 0.0)) for low, high in zip(below, above, strict=True)]
         return min([candidate for candidate in candidates if sum(candidate) > TINY] or [whole], key=error)
-    best = min(((whole[0] * share, whole[1] * share) for share in SHARES), key=error)
+    best = min(((whole[0] * clip_ratio, whole[1] * clip_ratio) for clip_ratio in CLIP_RATIOS), key=error)
     for _ in range(2):
-        best = min(((whole[0] * share, best[1]) for share in SHARES if whole[0] * share + best[1] > TINY), key=error)
-        best = min(((best[0], whole[1] * share) for share in SHARES if best[0] + whole[1] * share > TINY), key=error)
+        best = min(
+            ((whole[0] * clip_ratio, best[1]) for clip_ratio in CLIP_RATIOS if whole[0] * clip_ratio + best[1] > TINY),
+            key=error,
+        )
+        best = min(
+            ((best[0], whole[1] * clip_ratio) for clip_ratio in CLIP_RATIOS if best[0] + whole[1] * clip_ratio > TINY),
+            key=error,
+        )
     return best
 
 
-def _extent_error(sample: Sample, extent: tuple[float, float], bits: int) -> float:
+def _range_error(sample: Sample, extent: tuple[float, float], bits: int) -> float:
     """The weighted squared error of rounding on a range."""
     highest = 2**bits - 1
     scale = max(sum(extent) / highest, TINY)

@@ -42,20 +42,20 @@ def groups_per_row(in_features: int, inputs_per_scale: int) -> int:
 def grid(
     grouped: Tensor,
     bits: int,
-    low_share: Tensor | None = None,
-    high_share: Tensor | None = None,
+    low_clip_ratio: Tensor | None = None,
+    high_clip_ratio: Tensor | None = None,
     symmetric: bool = False,
 ) -> Grid:
     """The grid of `2**bits` codes over each group's range, clipped to shares of its minimum and maximum.
 
-    `low_share` and `high_share` are `(out, groups, 1)` in (0, 1]; None leaves the range as it is, which is plain
-    rounding to nearest. Differentiable in the shares and the weight; a group of zeros gets scale one.
+    `low_clip_ratio` and `high_clip_ratio` are `(out, groups, 1)` in (0, 1]; None leaves the range as it is, which is
+    plain rounding to nearest. Differentiable in the shares and the weight; a group of zeros gets scale one.
     """
-    low, high = extremes(grouped)
-    if low_share is not None:
-        low = low * low_share
-    if high_share is not None:
-        high = high * high_share
+    low, high = min_max(grouped)
+    if low_clip_ratio is not None:
+        low = low * low_clip_ratio
+    if high_clip_ratio is not None:
+        high = high * high_clip_ratio
     return grid_between(low, high, bits, symmetric)
 
 
@@ -75,8 +75,8 @@ def grid_between(low: Tensor, high: Tensor, bits: int, symmetric: bool = False) 
     return Grid(scale, round_straight_through(-low / scale), maximum)
 
 
-def extremes(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Each group's range, widened to hold zero: minimum and maximum, `(out, groups, 1)`."""
+def min_max(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """Each group's range, float32_parameters to hold zero: minimum and maximum, `(out, groups, 1)`."""
     if torch.is_grad_enabled() and grouped.requires_grad:
         # Finding where the extremes are costs more than their values, but far less than the gradient of amin and amax.
         low, high = grouped.min(-1, keepdim=True).values, grouped.max(-1, keepdim=True).values

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from quept.ops import Plan, rotate_rows, takes
+from quept.ops import RotationSteps, rotate_rows, takes
 
 LARGEST_FACTOR = 4096  # of Paley's matrices: 16 million entries
 RADIX = 64  # of the Walsh-Hadamard transform
@@ -127,16 +127,16 @@ def _rotated(values: Tensor, orders: tuple[int, ...], inverse: bool) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def plan(orders: tuple[int, ...], inverse: bool = False) -> Plan | None:
+def plan(orders: tuple[int, ...], inverse: bool = False) -> RotationSteps | None:
     """The rotation as the kernels that run here read it; None where a factor is too large for them."""
     parts = []
     for order in orders:
         found = factors(order)
         assert found is not None
         parts.append(found)
-    if not Plan.fits(parts):
+    if not RotationSteps.fits(parts):
         return None
-    return Plan([[_base(factor).T if inverse else _base(factor) for factor in part] for part in parts])
+    return RotationSteps([[_base(factor).T if inverse else _base(factor) for factor in part] for part in parts])
 
 
 def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Tensor:

@@ -55,7 +55,7 @@ class Tokens:
         return self.known_sums
 
 
-def quantize_tokens(x: Tensor, share: Tensor, bits: int, rotation: hadamard.Rotation | None = None) -> Tokens:
+def quantize_tokens(x: Tensor, clip_ratio: Tensor, bits: int, rotation: hadamard.Rotation | None = None) -> Tokens:
     """Quantize `x`, `(..., in)` of any float dtype, to `bits` (2 to 8) with a scale per token, in float32.
 
     `scale = share * max|x| / (2**(bits - 1) - 1)`, `code = clamp(round(x * (1 / scale)))` to the signed integers of
@@ -67,38 +67,40 @@ def quantize_tokens(x: Tensor, share: Tensor, bits: int, rotation: hadamard.Rota
         raise ValueError(f"activations have 2 to 8 bits here, not {bits}")
     orders = () if rotation is None else rotation.orders
     if torch.compiler.is_compiling():
-        codes, scale, sums = _operator(x, share, bits, list(orders))
+        codes, scale, sums = _operator(x, clip_ratio, bits, list(orders))
     else:
-        codes, scale, sums = _quantize(x, share, bits, orders)
+        codes, scale, sums = _quantize(x, clip_ratio, bits, orders)
     return Tokens(codes, scale, x.shape[:-1], sums)
 
 
-def _quantize(x: Tensor, share: Tensor, bits: int, orders: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _quantize(
+    x: Tensor, clip_ratio: Tensor, bits: int, orders: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes `(tokens, in)`, scales `(tokens, 1)`, and sums of codes like these where they cost nothing."""
     highest = 2 ** (bits - 1) - 1
     if takes(x):
         if not orders:
-            return quantize_rows(x, share.item(), highest)
+            return quantize_rows(x, clip_ratio.item(), highest)
         if plan := hadamard.plan(orders):
-            return rotate_and_quantize(x, plan, share.item(), highest)
+            return rotate_and_quantize(x, plan, clip_ratio.item(), highest)
     if orders:
-        return _quantize(hadamard.Rotation(orders)(x), share, bits, ())
+        return _quantize(hadamard.Rotation(orders)(x), clip_ratio, bits, ())
     rows = x.reshape(-1, x.shape[-1])
     # Each operation is a pass over memory; in chunks that stay in the caches a pass costs a third.
     size = max(1, CHUNK // max(1, rows.shape[1]) if rows.device.type == "cpu" else len(rows))
-    parts = [_quantized(part, share, highest) for part in torch.split(rows, size)]
+    parts = [_quantized(part, clip_ratio, highest) for part in torch.split(rows, size)]
     codes, scale = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     return codes.view(torch.uint8), scale, None
 
 
 @library.custom_op("quept::quantize_tokens", mutates_args=())
-def _operator(x: Tensor, share: Tensor, bits: int, orders: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    codes, scale, sums = _quantize(x, share, bits, tuple(orders))
+def _operator(x: Tensor, clip_ratio: Tensor, bits: int, orders: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, sums = _quantize(x, clip_ratio, bits, tuple(orders))
     return codes, scale, _sums(codes) if sums is None else sums
 
 
 @_operator.register_fake
-def _(x: Tensor, share: Tensor, bits: int, orders: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, clip_ratio: Tensor, bits: int, orders: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     tokens = x.numel() // x.shape[-1]
     codes = x.new_empty((tokens, x.shape[-1]), dtype=torch.uint8)
     scale = x.new_empty((tokens, 1), dtype=torch.float32)
@@ -244,9 +246,9 @@ def _int_mm(codes: Tensor, weight: IntegerWeight) -> Tensor:
     return sums[:rows, : weight.shape[0]] * weight.scale
 
 
-def _quantized(rows: Tensor, share: Tensor, highest: int) -> tuple[Tensor, Tensor]:
+def _quantized(rows: Tensor, clip_ratio: Tensor, highest: int) -> tuple[Tensor, Tensor]:
     """Codes plus 128, as the bits of int8, and scales."""
-    scale = (share * _largest(rows) / highest).clamp_min(TINY)
+    scale = (clip_ratio * _largest(rows) / highest).clamp_min(TINY)
     if rows.dtype == torch.bfloat16:
         scale = scale.bfloat16().float()
     # Times the reciprocal, because a vector of divisions takes as long as all the rest.

@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
     zero_point: Tensor
 
 
-def kept_share(bits: int) -> float:
+def clip_ratio(bits: int) -> float:
     """The share of minimum and maximum that a range keeps at a width."""
     return 0.95 if bits <= 4 else 1.0
 
@@ -57,8 +57,8 @@ def _steps(values: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """The codes before they are limited to the grid, float32; scale and zero point as they are stored."""
     maximum = 2**bits - 1
     values = values.float()
-    low = values.amin(-1, keepdim=True).clamp_max(0) * kept_share(bits)
-    high = values.amax(-1, keepdim=True).clamp_min(0) * kept_share(bits)
+    low = values.amin(-1, keepdim=True).clamp_max(0) * clip_ratio(bits)
+    high = values.amax(-1, keepdim=True).clamp_min(0) * clip_ratio(bits)
     stored_scale = ((high - low) / maximum).clamp(SMALLEST_SCALE, LARGEST_SCALE).half()
     scale = stored_scale.float()
     zero_point = (-low / scale).round().clamp(0, maximum)

@@ -14,7 +14,7 @@ from quept.numerics.activations import Sample
 
 TINY = torch.finfo(torch.float32).tiny
 DENSITIES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0)  # levels to a halving
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the largest value
+CLIP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the largest value
 
 
 def fake_quantize(values: Tensor, scale: Tensor, density: Tensor, highest: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ def best_grid(sample: Sample, bits: int) -> tuple[float, float]:
         return 1.0, 1.0
     highest = values.new_tensor(float(2**bits - 1))
     best, least = (largest, 1.0), float("inf")
-    for share in SHARES:
+    for clip_ratio in CLIP_RATIOS:
         for density in DENSITIES:
-            scale = largest * share
+            scale = largest * clip_ratio
             rounded = fake_quantize(values, values.new_tensor(scale), values.new_tensor(density), highest)
             error = float((rounded - values).square().mul_(weights).sum())
             if error < least:

@@ -10,13 +10,13 @@ same.
 
 from quept.ops.extension import ENVIRONMENT, REVISION, absence, available, describe, paths, using
 from quept.ops.packed import read_bandwidth
-from quept.ops.rotation import Plan, rotate_and_quantize, rotate_rows
+from quept.ops.rotation import RotationSteps, rotate_and_quantize, rotate_rows
 from quept.ops.tokens import finish_rows, quantize_rows, takes
 
 __all__ = [
     "ENVIRONMENT",
     "REVISION",
-    "Plan",
+    "RotationSteps",
     "absence",
     "available",
     "describe",

@@ -26,7 +26,7 @@ def _load() -> tuple[ModuleType | None, str]:
     """The module on the path that the environment names, or None and why."""
     wanted = os.environ.get(ENVIRONMENT, "").strip().lower()
     if wanted in OFF:
-        return None, f"{ENVIRONMENT}={wanted} turned them off"
+        return None, f"{ENVIRONMENT}={wanted} flipped them off"
     try:
         # Behind torch, whose OpenMP runtime it looks up.
         module = import_module("quept.ops._native")
@@ -46,7 +46,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def available() -> bool:
-    """Whether kernels run. The first time that they do not, and nobody turned them off, a warning says what to do."""
+    """Whether kernels run. The first time that they do not, and nobody flipped them off, a warning says what to do."""
     if _state["off"]:
         return False
     module, why = _load()

@@ -102,12 +102,12 @@ def rebuild(
     master_scale: Tensor,
     master_group: int,
     adapter: tuple[Tensor, Tensor, Tensor] | None,
-    shares: Tensor | None,
+    clip_ratios: Tensor | None,
     plane: Tensor | None,
 ) -> bool:
     """Fill a packed weight's new tensors from what `numerics.stored` describes, checked; False where kernels cannot."""
     up, down, adapter_scale = adapter or (None, None, None)
-    given = (master, master_scale, up, down, adapter_scale, shares, plane)
+    given = (master, master_scale, up, down, adapter_scale, clip_ratios, plane)
     if not all(each is None or is_plain(each) for each in given):
         return False
     kept = [None if each is None else each.contiguous() for each in given]

@@ -13,7 +13,7 @@ from quept.ops.tokens import addresses, quantize_rows, read, results_for, rows_o
 LARGEST_FACTOR = 512  # of the matrices that kernels multiply by
 
 
-class Plan:
+class RotationSteps:
     """A rotation as the kernels read it: for each part, the matrices whose Kronecker product it is, first to last.
 
     Each is square, int8, of ones and minus ones; those at the end whose orders are powers of two are Sylvester's.
@@ -39,7 +39,7 @@ class Plan:
         )
 
 
-def rotate_rows(values: Tensor, plan: Plan) -> Tensor:
+def rotate_rows(values: Tensor, plan: RotationSteps) -> Tensor:
     """`R v` for every vector of `values`, `(..., size)`, that kernels can read; in their dtype, rounded once."""
     rows = _checked(values, plan)
     result = torch.empty(rows.shape, dtype=rows.dtype)
@@ -48,19 +48,21 @@ def rotate_rows(values: Tensor, plan: Plan) -> Tensor:
     return result.view(values.shape)
 
 
-def rotate_and_quantize(values: Tensor, plan: Plan, share: float, highest: int) -> tuple[Tensor, Tensor, Tensor]:
+def rotate_and_quantize(
+    values: Tensor, plan: RotationSteps, clip_ratio: float, highest: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """`quantize_rows(rotate_rows(values, plan), share, highest)`, the same bits, without writing what is between."""
     rows = _checked(values, plan)
     if not rows.numel():
-        return quantize_rows(rows, share, highest)
+        return quantize_rows(rows, clip_ratio, highest)
     codes, scale, sums = results_for(rows)
     extension.native().rotate_and_quantize(
-        plan.native, *read(rows), share, highest, *addresses(codes, scale, sums), torch.get_num_threads()
+        plan.native, *read(rows), clip_ratio, highest, *addresses(codes, scale, sums), torch.get_num_threads()
     )
     return codes, scale, sums
 
 
-def _checked(values: Tensor, plan: Plan) -> Tensor:
+def _checked(values: Tensor, plan: RotationSteps) -> Tensor:
     if values.shape[-1] != plan.size:
         raise ValueError(f"the rotation is of {plan.size} channels, the values have {values.shape[-1]}")
     return rows_of(values)

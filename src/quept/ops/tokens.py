@@ -26,7 +26,7 @@ def rows_of(values: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
-def quantize_rows(values: Tensor, share: float, highest: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_rows(values: Tensor, clip_ratio: float, highest: int) -> tuple[Tensor, Tensor, Tensor]:
     """`numerics.integer.quantize_tokens` of `values`, `(..., in)`, that kernels can read.
 
     Returns codes, uint8 `(tokens, in)`; scales, float32 `(tokens, 1)`; and sums of codes, float32 `(tokens, 1)`.
@@ -35,7 +35,7 @@ def quantize_rows(values: Tensor, share: float, highest: int) -> tuple[Tensor, T
     codes, scale, sums = results_for(rows)
     if rows.numel():
         extension.native().quantize(
-            *read(rows), share, highest, *addresses(codes, scale, sums), torch.get_num_threads()
+            *read(rows), clip_ratio, highest, *addresses(codes, scale, sums), torch.get_num_threads()
         )
     return codes, scale, sums
 

@@ -4,8 +4,8 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+from quept.config import Recipe
 from quept.errors import InvalidInput
-from quept.spec import Recipe
 
 
 def names() -> list[str]:

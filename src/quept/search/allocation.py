@@ -13,14 +13,13 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from quept.config import FULL, PlannedWidth, PrecisionPlan, Widths
 from quept.errors import InvalidInput
-from quept.plan import PlannedWidth, PrecisionPlan, Widths
 from quept.search.cost import Budget, Costs, Count
 from quept.search.expansion import Expansion
 from quept.search.knapsack import Infeasible, Option, choose
 from quept.search.quadratic import Floats, Integers, PairedProblem
 from quept.search.table import SensitivityTable
-from quept.widths import FULL
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from quept.config import PrecisionPlan
 from quept.errors import InvalidInput
-from quept.plan import PrecisionPlan
 from quept.search.allocation import Allocation, Problem
 from quept.search.expansion import expand
 from quept.search.sensitivity import divergence_of
-from quept.search.subject import Subject
+from quept.search.target import SearchTarget
 
 Measure = Callable[[PrecisionPlan], float]  # a plan over all linears to what it costs in accuracy: lower is better
 
@@ -24,7 +24,7 @@ class Measurement:
 
 
 def refined(
-    subject: Subject, problem: Problem, limit: int, rounds: int, progress: Callable[[int], None] | None = None
+    target: SearchTarget, problem: Problem, limit: int, rounds: int, progress: Callable[[int], None] | None = None
 ) -> list[Measurement]:
     """Improve the plan for a limit by what it does to the model; the plans that were tried, the best one last.
 
@@ -34,13 +34,13 @@ def refined(
     measured: one, two, four, ..., all. `progress` is told rounds done.
     """
     starts = [problem.within(limit), *problem.uniform(limit), *problem.last_wider(limit)]
-    starts += [problem.reduced(expand(subject, above.plan), limit) for above in problem.uniform_above(limit)]
+    starts += [problem.reduced(expand(target, above.plan), limit) for above in problem.uniform_above(limit)]
     tried: dict[str, Measurement] = {}
 
     def add(allocation: Allocation) -> None:
         name = str(allocation.plan.bits)
         if name not in tried:
-            tried[name] = Measurement(allocation, divergence_of(subject, allocation.plan))
+            tried[name] = Measurement(allocation, divergence_of(target, allocation.plan))
 
     for start in starts:
         add(start)
@@ -52,7 +52,7 @@ def refined(
         name = min(left, key=lambda each: tried[each].value)
         expanded.add(name)
         plan = tried[name].allocation.plan
-        for proposal in problem.improved(plan, expand(subject, plan), limit):
+        for proposal in problem.improved(plan, expand(target, plan), limit):
             add(proposal)
         if progress is not None:
             progress(done + 1)

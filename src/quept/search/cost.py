@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 
+from quept.config import FULL
 from quept.errors import InvalidInput
-from quept.nn.size import linear_bits, unquantized_bytes
-from quept.precision import attention_products, elastic_linears
-from quept.widths import FULL
+from quept.layers.size import linear_bits, unquantized_bytes
+from quept.precision import attention_operands, elastic_linears
 
 Count = Literal["bytes", "layers"]
 
@@ -18,9 +18,9 @@ Count = Literal["bytes", "layers"]
 class Costs:
     """What a model's linears occupy, by path: how many weights, and bits in storage by width.
 
-    Bits in storage are codes, scales and zero points; see `quept.nn.size.linear_bits`. `outside` are the bytes of what
-    no plan changes, layers with one width included. `following` are attentions whose operands are rounded, with the
-    linears in them: they run at the widest of these, which takes no memory.
+    Bits in storage are codes, scales and zero points; see `quept.layers.size.linear_bits`. `outside` are the bytes of
+    what no plan changes, layers with one width included. `following` are attentions whose operands are rounded, with
+    the linears in them: they run at the widest of these, which takes no memory.
     """
 
     weights: Mapping[str, int]
@@ -47,7 +47,7 @@ class Costs:
             only=only,
             following={
                 path: tuple(linear for linear in linears if linear.startswith(f"{path}."))
-                for path in attention_products(model)
+                for path in attention_operands(model)
             },
         )
 

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quept.nn import ElasticLinear
-from quept.plan import Widths
+from quept.config import Widths
+from quept.layers import ElasticLinear
 from quept.precision import Precision, at_precision
 from quept.search.sensitivity import Progress, widths_of
-from quept.search.subject import Subject
+from quept.search.target import SearchTarget
 
 SEED = 0  # of the outcomes that are drawn
 
@@ -56,29 +56,29 @@ class Expansion:
         return found
 
 
-def expand(subject: Subject, around: Precision = None, *, progress: Progress | None = None) -> Expansion:
+def expand(target: SearchTarget, around: Precision = None, *, progress: Progress | None = None) -> Expansion:
     """The second-order expansion of a model's divergence around a precision; see `Expansion`.
 
     One forward pass and one backward pass, two where the precision is not full, and each linear once more per width.
     `progress` is told batches done and in total.
     """
     linears = {
-        path: part for _, parts in subject.parts() for path, part in parts.items() if isinstance(part, ElasticLinear)
+        path: part for _, parts in target.parts() for path, part in parts.items() if isinstance(part, ElasticLinear)
     }
     widths = {path: widths_of(part) for path, part in linears.items()}
     columns = tuple((path, str(width)) for path, each in widths.items() for width in each)
     slopes = torch.zeros(len(columns), dtype=torch.float64)
     products = torch.zeros(len(columns), len(columns), dtype=torch.float64)
     generator, rows, divergence = torch.Generator().manual_seed(SEED), 0, 0.0
-    for done, batch in enumerate(subject.inputs, start=1):
-        with torch.no_grad(), at_precision(subject.model, None):
-            expected = subject.logits(batch).double().log_softmax(-1)
+    for done, batch in enumerate(target.inputs, start=1):
+        with torch.no_grad(), at_precision(target.model, None):
+            expected = target.logits(batch).double().log_softmax(-1)
         effects = _Effects(widths)
-        with at_precision(subject.model, None), at_precision(subject.model, around), ExitStack() as stack:
+        with at_precision(target.model, None), at_precision(target.model, around), ExitStack() as stack:
             for part in linears.values():
                 stack.enter_context(_watched(part, effects))
             with torch.enable_grad():
-                logits = subject.logits(batch)
+                logits = target.logits(batch)
             effects.rows = len(logits)
             given = logits.detach().double().log_softmax(-1)
             if around is not None:
@@ -91,7 +91,7 @@ def expand(subject: Subject, around: Precision = None, *, progress: Progress | N
         products += effect.T @ effect
         rows += len(given)
         if progress is not None:
-            progress("gradients", done, len(subject.inputs))
+            progress("gradients", done, len(target.inputs))
     return Expansion(columns, divergence / rows, (slopes / rows).numpy(), (products / rows / 2).numpy())
 
 

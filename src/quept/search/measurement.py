@@ -6,12 +6,12 @@ from pathlib import Path
 from quept.errors import InvalidInput
 from quept.search.expansion import expand
 from quept.search.sensitivity import Progress, measure
-from quept.search.subject import Subject
 from quept.search.table import Origin, SensitivityTable
+from quept.search.target import SearchTarget
 
 
 def measure_table(
-    subject: Subject,
+    target: SearchTarget,
     origin: Origin,
     output: Path,
     *,
@@ -39,7 +39,7 @@ def measure_table(
         return table
     partial = output.with_name(output.name + ".partial")
     if origin.metric == "gradient":
-        expansion = expand(subject, progress=progress)
+        expansion = expand(target, progress=progress)
         table = SensitivityTable(origin=origin, parts=expansion.errors()).with_pairs(expansion)
     else:
         before = None
@@ -47,13 +47,13 @@ def measure_table(
             before = _same(SensitivityTable.read(partial), origin, partial).parts
             note(f"Going on with {partial}, which holds {len(before)} parts.")
         parts = measure(
-            subject,
+            target,
             keys_values=origin.keys_values,
             before=before,
             save=lambda found: SensitivityTable(origin=origin, parts=found).write(partial),
             progress=progress,
         )
-        expansion = expand(subject, progress=progress)
+        expansion = expand(target, progress=progress)
         table = SensitivityTable(origin=origin, parts=parts).with_pairs(expansion)
     table.write(output)
     partial.unlink(missing_ok=True)

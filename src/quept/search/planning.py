@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from quept.architectures import architecture_of
 from quept.data import digest
 from quept.errors import InvalidInput
+from quept.models import architecture_of
 from quept.search.allocation import Allocation, Constraints, Problem
 from quept.search.cost import Budget, Costs, Count
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import Progress
-from quept.search.subject import rows_of, subject_of
 from quept.search.table import Metric, Origin, SensitivityTable, model_digest
+from quept.search.target import rows_of, search_target
 from quept.storage import DTYPES
 
 
@@ -37,7 +37,7 @@ def measure_sensitivity(
         data_sha256=digest(samples),
         rows=rows_of(model, samples),
     )
-    return measure_table(subject_of(model, samples), origin, Path(output), progress=progress)
+    return measure_table(search_target(model, samples), origin, Path(output), progress=progress)
 
 
 def allocate(

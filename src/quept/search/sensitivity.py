@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from quept.config import Widths
 from quept.evaluation.divergence import total_kl
-from quept.nn import ElasticLinear
-from quept.plan import Widths
+from quept.layers import ElasticLinear
 from quept.precision import Precision, at_precision
-from quept.search.subject import Subject
+from quept.search.target import SearchTarget
 
 Errors = dict[str, dict[str, float]]  # in nats per row, by path and width
 Progress = Callable[[str, int, int], None]  # what is measured, passes done and in total
@@ -28,7 +28,7 @@ def widths_of(part: nn.Module, keys_values: Sequence[int] = ()) -> list[Widths]:
 
 
 def measure(
-    subject: Subject,
+    target: SearchTarget,
     *,
     keys_values: Sequence[int] = (),
     before: Errors | None = None,
@@ -47,53 +47,53 @@ def measure(
     Returns the divergences; they are the same whether or not a run was interrupted.
     """
     stages = []
-    for index, parts in subject.parts():
+    for index, parts in target.parts():
         widths = {path: widths_of(part, keys_values) for path, part in parts.items()}
         stages.append((index, {path: each for path, each in widths.items() if each}))
     found: Errors = dict(before or {})
-    total = len(subject.inputs) * sum(len(each) for _, parts in stages for each in parts.values())
+    total = len(target.inputs) * sum(len(each) for _, parts in stages for each in parts.values())
     done = 0
     for index, measured in stages:
         if not measured.keys() <= found.keys():
 
-            def step(count: int, done: int = done, label: str = f"block {index + 1}/{len(subject.blocks)}") -> None:
+            def step(count: int, done: int = done, label: str = f"block {index + 1}/{len(target.blocks)}") -> None:
                 if progress is not None:
                     progress(label, done + count, total)
 
-            found.update(_measure_block(subject, index, measured, step))
+            found.update(_measure_block(target, index, measured, step))
             if save is not None:
                 save(found)
-        done += len(subject.inputs) * sum(map(len, measured.values()))
+        done += len(target.inputs) * sum(map(len, measured.values()))
     return found
 
 
 def _measure_block(
-    subject: Subject, index: int, parts: Mapping[str, Sequence[Widths]], step: Callable[[int], None]
+    target: SearchTarget, index: int, parts: Mapping[str, Sequence[Widths]], step: Callable[[int], None]
 ) -> Errors:
     """The divergence for each part and width of a block, per row."""
     sums = {path: {str(width): 0.0 for width in widths} for path, widths in parts.items()}
     rows, count = 0, 0
-    with at_precision(subject.model, None):
-        for batch in subject.inputs:
-            expected, hidden = subject.run(batch, index)
+    with at_precision(target.model, None):
+        for batch in target.inputs:
+            expected, hidden = target.run(batch, index)
             rows += len(expected)
             for path, widths in parts.items():
                 for width in widths:
-                    with at_precision(subject.model, {path: width}):
-                        given = subject.run_from(index, hidden, batch)
+                    with at_precision(target.model, {path: width}):
+                        given = target.run_from(index, hidden, batch)
                     sums[path][str(width)] += total_kl(expected, given)
                     count += 1
                     step(count)
     return {path: {width: value / rows for width, value in each.items()} for path, each in sums.items()}
 
 
-def divergence_of(subject: Subject, precision: Precision) -> float:
+def divergence_of(target: SearchTarget, precision: Precision) -> float:
     """The divergence from full precision of a model at a precision, in nats per row."""
     rows, total = 0, 0.0
-    for batch in subject.inputs:
-        with at_precision(subject.model, None):
-            expected, _ = subject.run(batch, 0)
-            with at_precision(subject.model, precision):
-                total += total_kl(expected, subject.run(batch, 0)[0])
+    for batch in target.inputs:
+        with at_precision(target.model, None):
+            expected, _ = target.run(batch, 0)
+            with at_precision(target.model, precision):
+                total += total_kl(expected, target.run(batch, 0)[0])
         rows += len(expected)
     return total / rows

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from quept.config import Bits, Value, Widths
 from quept.errors import InvalidInput
 from quept.files import read_json, write_json
-from quept.plan import Widths
 from quept.search.expansion import Expansion
-from quept.widths import Value, Width
 
 TABLE_VERSION: Final = 1
 
@@ -34,7 +33,7 @@ class Origin(Value):
     data: str
     data_sha256: Digest
     rows: Annotated[int, Field(ge=1)]
-    keys_values: tuple[Width, ...] = ()
+    keys_values: tuple[Bits, ...] = ()
 
 
 class SensitivityTable(Value):

@@ -9,22 +9,21 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
-from quept.architectures import architecture_of
-from quept.architectures.attention import ATTRIBUTE
-from quept.architectures.checkpoint import first_line, model_class, quiet
 from quept.assembly import make_elastic
+from quept.config import MAX_BITS, Recipe
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
-from quept.nn import ElasticLinear, Execution, learned_names, stored_tensors
-from quept.nn.size import resident_bytes
-from quept.numerics.paging import page_out
-from quept.precision import Precision, elastic_linears, keep_derived_weights, key_values, set_precision
-from quept.spec import Recipe
+from quept.formats.paging import page_out
+from quept.layers import ElasticLinear, Execution, learned_names, stored_tensors
+from quept.layers.size import resident_bytes
+from quept.models import architecture_of
+from quept.models.attention import ATTRIBUTE
+from quept.models.checkpoint import first_line, model_class, quiet
+from quept.precision import Precision, elastic_linears, keep_weights, key_values, set_precision
 from quept.storage.checks import fault
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
-from quept.widths import MAX_BITS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,7 +89,7 @@ def load(
         memory_budget = 2 * (resident_bytes(model, MAX_BITS) if execution.packed else dense)
     if execution.packed:
         page_out(model.parameters())  # checking read them; most are needed again only when a width is rebuilt
-    keep_derived_weights(model, memory_budget)
+    keep_weights(model, memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
     return model

@@ -1,6 +1,6 @@
 """`quept.json`: what an artifact is, where it came from, and which files belong to it.
 
-Format version 2. One directory holds this manifest, transformers' configuration and tokenizer files, and
+Format version 3. One directory holds this manifest, transformers' configuration and tokenizer files, and
 safetensors shards: the first with everything outside the blocks, then one per block (more where a block exceeds
 5 GB). Every file stands here with its size and SHA-256; nothing else in the directory is read. The manifest carries
 a SHA-256 of what it says itself.
@@ -14,14 +14,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from quept.config import Bits, Recipe, Value
 from quept.errors import CorruptArtifact, InvalidInput
 from quept.files import replacing, sha256
-from quept.spec import Recipe
-from quept.widths import Value, Width
 
 MANIFEST = "quept.json"
-FORMAT_VERSION: Final = 2
-READ_VERSIONS = (1, 2)
+FORMAT_VERSION: Final = 3
+READ_VERSIONS = range(1, FORMAT_VERSION + 1)
 SEAL = "sha256"
 # What transformers may read from a model directory; other files, such as a README, are nobody's business.
 READ_SUFFIXES = {".json", ".jinja", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
@@ -52,7 +51,7 @@ class BlockError(Value):
     """A block's error to full precision at one width, rounded to nearest and calibrated, on the same inputs."""
 
     block: str
-    bits: Width
+    bits: Bits
     rounding: float
     calibrated: float
 
@@ -61,7 +60,7 @@ class Manifest(Value):
     """The whole of `quept.json`."""
 
     format: Literal["quept"] = "quept"
-    version: Literal[1, 2] = FORMAT_VERSION
+    version: Literal[1, 2, 3] = FORMAT_VERSION
     architecture: str
     dtype: Literal["float32", "bfloat16", "float16"]
     recipe: Recipe
@@ -143,8 +142,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
     version = data.get("version") if isinstance(data, dict) else None
     if type(version) is not int or version not in READ_VERSIONS:
         raise CorruptArtifact(
-            f"{directory} has format version {reprlib.repr(version)}; this quept reads versions "
-            f"{' and '.join(map(str, READ_VERSIONS))}. "
+            f"{directory} has format version {reprlib.repr(version)}; this quept reads versions 1 to {FORMAT_VERSION}. "
             "Install a quept that matches, or calibrate again."
         )
     manifest = _understood(data, path)

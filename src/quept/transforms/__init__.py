@@ -1,7 +1,7 @@
 """Preparations of a block that leave its full-precision function unchanged."""
 
-from quept.spec import Recipe
-from quept.transforms.base import Moved, Transform
+from quept.config import Recipe
+from quept.transforms.base import FoldedInput, Transform
 from quept.transforms.reparameterization import Reparameterize
 from quept.transforms.rotation import Rotate
 from quept.transforms.smoothing import ChannelScales, Smooth, fit
@@ -19,4 +19,4 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     return tuple(chosen)
 
 
-__all__ = ["ChannelScales", "Moved", "Reparameterize", "Rotate", "Smooth", "Transform", "fit", "transforms_of"]
+__all__ = ["ChannelScales", "FoldedInput", "Reparameterize", "Rotate", "Smooth", "Transform", "fit", "transforms_of"]

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Place, Site
-from quept.nn.elastic import weight_of
+from quept.config import Recipe
+from quept.layers.linear import weight_of
+from quept.models import BlockContext, Site
 from quept.numerics import affine
-from quept.numerics.activations import TINY, Sample, best_extent, fake_quantize_tensor
-from quept.spec import Recipe
-from quept.transforms.base import Moved, Transform
+from quept.numerics.activations import TINY, Sample, best_range, fake_quantize_tensor
+from quept.transforms.base import FoldedInput, Transform
 
 COVERED = 0.999  # of a channel's values lie in its range; the rest are outliers, which steps should not follow
 LEAST = 1e-3  # of the average spread: narrower channels are taken for that wide, lest weights become tiny
@@ -37,21 +37,21 @@ class Reparameterize(Transform):
 
     recipe: Recipe
 
-    def watches(self, place: Place) -> frozenset[str]:
+    def observed_inputs(self, context: BlockContext) -> frozenset[str]:
         """One consumer of each norm."""
-        return frozenset(site.consumers[0] for site in _norms(place))
+        return frozenset(site.consumers[0] for site in _norms(context))
 
     @torch.no_grad()
-    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Moved]:
+    def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
         """Measure each channel's range, and move what differs from the average into the norm and its consumers."""
         moved = {}
-        for site in _norms(place):
+        for site in _norms(context):
             norm: Any = block.get_submodule(site.producer)
             consumers: list[Any] = [block.get_submodule(path) for path in site.consumers]
             biased = all(getattr(each, "bias", None) is not None for each in (norm, *consumers)) and site.shifts
             weights = torch.cat([weight_of(linear).float() for linear in consumers])
             scale, shift = self._chosen(inputs[site.consumers[0]].float(), weights, shifted=biased)
-            offset = place.architecture.norm_offset
+            offset = context.architecture.norm_offset
             norm.weight.copy_((norm.weight + offset) / scale - offset)
             if getattr(norm, "bias", None) is not None:
                 norm.bias.copy_((norm.bias - shift) / scale)
@@ -59,7 +59,7 @@ class Reparameterize(Transform):
                 if biased:
                     linear.bias.add_((weight_of(linear).double() @ shift.double()).to(linear.bias.dtype))
                 weight_of(linear).mul_(scale)
-                moved[path] = Moved(scale, shift)
+                moved[path] = FoldedInput(scale, shift)
         return moved
 
     def _chosen(self, rows: Tensor, weights: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
@@ -83,8 +83,8 @@ class Reparameterize(Transform):
             grouped = weights.unsqueeze(1)
             rounded = affine.fake_quantize(grouped, affine.grid(grouped, bits)).squeeze(1)
             given = rows
-            if activation_bits := self.recipe.activations.beside(bits):
-                below, above = best_extent(sample, activation_bits, extremes, "search")
+            if activation_bits := self.recipe.activations.bits_for(bits):
+                below, above = best_range(sample, activation_bits, extremes, "search")
                 highest = rows.new_tensor(2.0**activation_bits - 1)
                 step = ((below + above) / highest).clamp_min(TINY)
                 given = fake_quantize_tensor(rows, step, (below / step).round(), highest)
@@ -115,6 +115,6 @@ def _over_mean(spread: Tensor) -> Tensor:
     return (spread / mean).clamp_min(LEAST)
 
 
-def _norms(place: Place) -> list[Site]:
-    architecture = place.architecture
-    return [site for site in architecture.sites_for(place.config) if not architecture.is_linear(site.producer)]
+def _norms(context: BlockContext) -> list[Site]:
+    architecture = context.architecture
+    return [site for site in architecture.sites_for(context.config) if not architecture.is_linear(site.producer)]

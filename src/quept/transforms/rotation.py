@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Architecture, Place, Values
-from quept.nn import ElasticLinear
-from quept.nn.elastic import weight_of
-from quept.nn.inputs import OnlineTransform
+from quept.config import Rotation
+from quept.layers import ElasticLinear
+from quept.layers.inputs import OnlineTransform
+from quept.layers.linear import weight_of
+from quept.models import Architecture, BlockContext, Values
 from quept.numerics import hadamard
-from quept.spec import Rotation
-from quept.transforms.base import Moved, Transform
+from quept.transforms.base import FoldedInput, Transform
 
 
 class StreamRotation:
@@ -66,27 +66,27 @@ class Rotate(Transform):
 
     settings: Rotation = field(default_factory=lambda: Rotation(enabled=True))
 
-    def online(self, block: nn.Module, place: Place) -> Mapping[str, OnlineTransform]:
+    def online(self, block: nn.Module, context: BlockContext) -> Mapping[str, OnlineTransform]:
         """A Hadamard rotation for every input that no rotation in the weights reaches."""
-        folded = _folded(place.architecture, place.config, self.settings)
-        linears = [path for readers in place.architecture.inputs if not folded & set(readers) for path in readers]
+        folded = _folded(context.architecture, context.config, self.settings)
+        linears = [path for readers in context.architecture.inputs if not folded & set(readers) for path in readers]
         return {path: hadamard.Rotation.of(weight_of(block.get_submodule(path)).shape[1]) for path in linears}
 
-    def attach(self, block: nn.Module, place: Place) -> None:
+    def attach(self, block: nn.Module, context: BlockContext) -> None:
         """Rotate the residual stream where it enters the first block, and back where it leaves the last."""
-        stream = _stream(place.architecture, place.config)
+        stream = _stream(context.architecture, context.config)
         if stream is None:
             return
-        if place.is_first:
+        if context.is_first:
             block.register_forward_pre_hook(_Enter(stream))
-        if place.is_last:
+        if context.is_last:
             block.register_forward_hook(_Leave(stream))
 
     @torch.no_grad()
-    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Moved]:
+    def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
         """Rotate the weights, and move the norms' weights into their readers."""
-        architecture = place.architecture
-        stream = _stream(architecture, place.config)
+        architecture = context.architecture
+        stream = _stream(architecture, context.config)
         if stream is not None:
             assert architecture.residual is not None
             for site in architecture.sites:
@@ -98,15 +98,15 @@ class Rotate(Transform):
                 _rotate_outputs(_linear(block, path), stream)
         for site in architecture.sites:
             if isinstance(site.channels, Values):
-                _rotate_values(block, site.producer, site.consumers, site.channels, place.config)
-        for path, rotation in self.online(block, place).items():
+                _rotate_values(block, site.producer, site.consumers, site.channels, context.config)
+        for path, rotation in self.online(block, context).items():
             _rotate_inputs(_linear(block, path), rotation)
         return {}
 
-    def notes(self, block: nn.Module, place: Place) -> list[str]:
+    def notes(self, block: nn.Module, context: BlockContext) -> list[str]:
         """Which channels are rotated in parts, and whether the residual stream is rotated in the weights."""
-        architecture, config = place.architecture, place.config
-        online = self.online(block, place)
+        architecture, config = context.architecture, context.config
+        online = self.online(block, context)
         rotated = {f"the inputs of {path}": _linear(block, path).in_features for path in online}
         for site in architecture.sites:
             if isinstance(site.channels, Values):

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quept.architectures import Architecture, Place, Site
-from quept.nn.elastic import weight_of
+from quept.config import Granularity, Recipe, Smoothing
+from quept.layers.linear import weight_of
+from quept.models import Architecture, BlockContext, Site
 from quept.numerics import affine
-from quept.spec import Granularity, Recipe, Smoothing
-from quept.transforms.base import Moved, Transform
+from quept.transforms.base import FoldedInput, Transform
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,18 @@ class Smooth(Transform):
 
     recipe: Recipe
 
-    def watches(self, place: Place) -> frozenset[str]:
+    def observed_inputs(self, context: BlockContext) -> frozenset[str]:
         """One consumer of each site."""
-        return frozenset(site.consumers[0] for site in place.architecture.sites_for(place.config))
+        return frozenset(site.consumers[0] for site in context.architecture.sites_for(context.config))
 
-    def fold(self, block: nn.Module, place: Place, inputs: Mapping[str, Tensor]) -> Mapping[str, Moved]:
+    def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
         """Search the scales, and move them into the block's weights."""
         recipe = self.recipe
-        scales = fit(block, place.architecture, place.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits)
-        scales.fold(block, place.architecture)
-        return {path: Moved(scale) for path, scale in scales.columns.items()}
+        scales = fit(
+            block, context.architecture, context.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits
+        )
+        scales.fold(block, context.architecture)
+        return {path: FoldedInput(scale) for path, scale in scales.columns.items()}
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def fit(
         producer_rows = site.channels.rows(config, sample.shape[1]).to(sample.device)
         weights = [weight_of(block.get_submodule(path)).float() for path in site.consumers]
         scale = _search(sample, weights, producer_rows, settings.grid, granularity, low_bits)
-        if f"{site.producer}.weight" in architecture.widened:
+        if f"{site.producer}.weight" in architecture.float32_parameters:
             # A common factor changes no code. With this one the norm's weights only grow, so that they keep their
             # precision beside the offset if the model is cast to a narrower dtype later.
             scale = scale / scale.max()

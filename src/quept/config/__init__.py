@@ -1,0 +1,44 @@
+"""All settings as frozen values, and all rules about them: a value that exists is a value that is allowed."""
+
+from quept.config.activations import Activations
+from quept.config.base import Value, describe
+from quept.config.bits import FULL, MAX_BITS, MIN_BITS, BitGroups, Bits, covering, parse_bits
+from quept.config.plan import PlannedWidth, PrecisionPlan, Widths, is_pattern, parse_precisions
+from quept.config.recipe import Data, Recipe
+from quept.config.reconstruction import Loss, Merging, Mixing, Reconstruction
+from quept.config.transforms import Reparameterization, Rotation, Smoothing
+from quept.config.weight import LARGEST_RANK, Adapter, AdapterEntry, AdapterKind, Granularity, Store, WeightSpec
+
+__all__ = [
+    "FULL",
+    "LARGEST_RANK",
+    "MAX_BITS",
+    "MIN_BITS",
+    "Activations",
+    "Adapter",
+    "AdapterEntry",
+    "AdapterKind",
+    "BitGroups",
+    "Bits",
+    "Data",
+    "Granularity",
+    "Loss",
+    "Merging",
+    "Mixing",
+    "PlannedWidth",
+    "PrecisionPlan",
+    "Recipe",
+    "Reconstruction",
+    "Reparameterization",
+    "Rotation",
+    "Smoothing",
+    "Store",
+    "Value",
+    "WeightSpec",
+    "Widths",
+    "covering",
+    "describe",
+    "is_pattern",
+    "parse_bits",
+    "parse_precisions",
+]

@@ -1,0 +1,190 @@
+"""Which widths each part of a model runs at."""
+
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self
+
+from pydantic import StrictInt
+
+from quept.config.base import Value
+from quept.config.bits import FULL, MAX_BITS, MIN_BITS
+from quept.errors import InvalidInput
+from quept.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Widths in bits of weights, activations, and keys and values: 2 to 8, `FULL`, or None where nothing is said.
+
+    Where only the weights' width is given, activations take the one that they were calibrated with beside it.
+    """
+
+    weights: int | None = None
+    activations: int | None = None
+    keys_values: int | None = None
+
+    @classmethod
+    def parse(cls, given: "int | str | Widths | None") -> Self:
+        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so is a width of 16.
+
+        Where weights or activations are named, the other is at full precision unless it is named as well. Raises
+        `InvalidInput` for anything else.
+        """
+        if isinstance(given, cls):
+            return given
+        if given is None:
+            return cls(FULL, FULL, FULL)
+        if isinstance(given, bool) or not isinstance(given, int | str):
+            raise InvalidInput(f"precision {given!r} is neither a width, a plan nor None (full precision).")
+        if isinstance(given, int):
+            return cls(weights=_allowed(given, given))
+        written = re.fullmatch(r"(?:(\d{1,3})|(?:w(\d{1,3}))?(?:a(\d{1,3}))?)(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
+        if written is None or not given:
+            raise InvalidInput(
+                f"precision {given!r} cannot be read; write a width (4), or widths of weights, activations, and keys "
+                "and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
+            )
+        named = (None if part is None else _allowed(int(part), given) for part in written.groups())
+        paired, weights, activations, keys_values = named
+        if paired:
+            return cls(paired, None, keys_values)
+        if weights or activations:
+            weights, activations = weights or FULL, activations or FULL
+        return cls(weights, activations, keys_values)
+
+    def with_keys_values(self, bits: int | None) -> Self:
+        """The same with another width for keys and values, unless it is None."""
+        return self if bits is None else replace(self, keys_values=_allowed(bits, bits))
+
+    def __str__(self) -> str:
+        paired = "" if self.activations is None else "w"  # with what activations were calibrated with beside it
+        parts = ((paired, self.weights), ("a", self.activations), ("kv", self.keys_values))
+        return "".join(f"{name}{bits}" for name, bits in parts if bits is not None)
+
+
+PLAN_VERSION: Final = 1
+
+PlannedWidth = int | str | Widths | None  # of a layer: 4, "w4a8", or full precision
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Widths for the parts of a model, by module path or pattern. A uniform width is a constant plan.
+
+    In a pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Where several entries name a
+    part, the last one counts.
+
+    A linear layer's is a width (4: activations as they were calibrated beside it), `"w4a8"`, or None, full precision;
+    an attention module's is the width of its keys and values, or None. A pattern decides on the kinds that its width
+    is of: `"*": 4` leaves keys and values alone, `"*": "kv4"` the linears. Parts that are not named stay as they are.
+    """
+
+    bits: Mapping[str, PlannedWidth]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", MappingProxyType(dict(self.bits)))
+
+    @classmethod
+    def uniform(cls, paths: Iterable[str], bits: PlannedWidth) -> "PrecisionPlan":
+        """The constant plan: every path at `bits`."""
+        return cls(dict.fromkeys(paths, bits))
+
+    @classmethod
+    def parse(cls, data: Any, *, origin: str) -> Self:
+        """The plan in JSON values as `to_json` gives them, read from `origin`; `InvalidInput` if they hold none."""
+        return cls(_PlanFile.parse(data, origin=origin).checked(origin))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The plan in a JSON file."""
+        return cls.parse(read_json(path, "a plan"), origin=str(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dump`: widths are numbers where they are of weights alone, else `"w4a8"`; None is null."""
+        return _PlanFile(bits={name: _written(width) for name, width in self.bits.items()}).model_dump()
+
+    def write(self, path: Path) -> None:
+        """Write the plan as JSON; `read` gives it back."""
+        write_json(path, self.to_json())
+
+    def assigned(self, linears: Iterable[str], attentions: Iterable[str] = ()) -> dict[str, PlannedWidth]:
+        """The width that the plan gives each part, by path; parts that it does not name are left out."""
+        linears, attentions = dict.fromkeys(linears), dict.fromkeys(attentions)  # in order, and quick to look in
+        assigned: dict[str, PlannedWidth] = {}
+        for name, planned in self.bits.items():
+            if not is_pattern(name):
+                assigned.update({name: planned} if name in linears or name in attentions else {})
+                continue
+            widths = Widths.parse(planned)
+            of_linears = widths.weights is not None or widths.activations is not None
+            named = [*(linears if of_linears else ()), *(attentions if widths.keys_values is not None else ())]
+            assigned.update({path: widths for path in named if fnmatchcase(path, name)})
+        return assigned
+
+    def unmatched(self, paths: Iterable[str]) -> list[str]:
+        """The entries that name none of `paths`, sorted."""
+        paths = set(paths)
+        return sorted(str(name) for name in self.bits if not _names_any(name, paths))
+
+
+class _PlanFile(Value):
+    """A plan as a file holds it."""
+
+    format: Literal["quept-plan"] = "quept-plan"
+    version: Literal[1] = PLAN_VERSION
+    bits: dict[str, StrictInt | str | None]
+
+    def checked(self, origin: str) -> dict[str, PlannedWidth]:
+        """The entries; `InvalidInput` names one whose width is none."""
+        for name, width in self.bits.items():
+            try:
+                Widths.parse(width)
+            except InvalidInput as error:
+                raise InvalidInput(f"{origin}, at {reprlib.repr(name)}: {error}") from None
+        return dict(self.bits)
+
+
+def is_pattern(name: object) -> bool:
+    """Whether a plan's entry is a pattern, not a path."""
+    return isinstance(name, str) and any(character in name for character in "*?[")
+
+
+def _names_any(name: object, paths: set[str]) -> bool:
+    return any(fnmatchcase(path, str(name)) for path in paths) if is_pattern(name) else name in paths
+
+
+def _written(planned: PlannedWidth) -> int | str | None:
+    if planned is None:
+        return None
+    text = str(Widths.parse(planned))
+    return int(text) if text.isdigit() else text
+
+
+def parse_precisions(text: str) -> tuple[Widths, ...]:
+    """A list of precisions: widths (4), ranges (2-8), and widths of several kinds (w4a8), separated by commas."""
+    found: list[Widths] = []
+    for part in text.split(","):
+        part = part.strip()
+        if written := re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII):
+            low, high = int(written[1]), int(written[2])
+            if not MIN_BITS <= low <= high <= MAX_BITS:
+                raise InvalidInput(
+                    f"bits {text!r} are not possible: widths go from {MIN_BITS} to {MAX_BITS}, ranges from low to high."
+                )
+            found += [Widths(weights=bits) for bits in range(low, high + 1)]
+        else:
+            found.append(Widths.parse(part))
+    return tuple(dict.fromkeys(found))
+
+
+def _allowed(bits: int, given: object) -> int:
+    if bits != FULL and not MIN_BITS <= bits <= MAX_BITS:
+        raise InvalidInput(
+            f"precision {given!r} is not possible: widths go from {MIN_BITS} to {MAX_BITS}; {FULL} is full precision."
+        )
+    return bits

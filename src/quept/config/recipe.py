@@ -1,0 +1,178 @@
+"""The method's settings as frozen values; every rule about them is checked here and nowhere else.
+
+A value that exists is a value that is allowed. `parse` and `updated` raise `InvalidInput` in one paragraph: what was
+given, what is allowed, what to do; a constructor called directly raises pydantic's ValidationError (a ValueError too).
+Sections, equations and tables cited below are those of the QuEPT paper
+(arXiv 2602.12609, AAAI 2026) and its supplement.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from quept.config.activations import Activations
+from quept.config.base import Value
+from quept.config.bits import BitGroups, Bits, covering, parse_bits
+from quept.config.reconstruction import Merging, Reconstruction
+from quept.config.transforms import Reparameterization, Rotation, Smoothing
+from quept.config.weight import LARGEST_RANK, Adapter, Granularity, Store, WeightSpec
+
+
+class Data(Value):
+    """How much calibration text: `samples` windows of `sequence_length` tokens."""
+
+    samples: Annotated[int, Field(ge=1)] = 128
+    sequence_length: Annotated[int, Field(ge=2)] = 2048
+
+
+class Recipe(Value):
+    """Everything that a calibration does, as read from a recipe file.
+
+    `outer_bits` is the width of the layers in front of the blocks and behind them (patch embedding and classifier of a
+    vision transformer, head of a language model); None leaves them as they are.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    groups: BitGroups
+    granularity: Granularity = Granularity()
+    adapter: Adapter = Adapter()
+    learned_rounding: tuple[Bits, ...] = ()
+    store: Store = Store()
+    reconstruction: Reconstruction = Reconstruction()
+    merging: Merging = Merging()
+    smoothing: Smoothing = Smoothing()
+    rotation: Rotation = Rotation()
+    reparameterization: Reparameterization = Reparameterization()
+    activations: Activations = Activations()
+    outer_bits: Bits | None = None
+    data: Data = Data()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_and_groups(cls, data: Any) -> Any:
+        """Read `bits = "2-8"` and `groups = [[7, 8], ...]` into one partition that covers the bit set."""
+        if not isinstance(data, dict) or not isinstance(data.get("bits"), str):
+            return data
+        data = dict(data)
+        bits = parse_bits(data.pop("bits"))
+        groups = data.get("groups")
+        if groups is None:
+            data["groups"] = BitGroups.partition(bits)
+        else:
+            data["groups"] = covering(groups.groups if isinstance(groups, BitGroups) else groups, bits)
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        count = len(self.groups)
+        weights = self.merging.weights
+        if weights and not (len(weights) == count and abs(sum(weights) - 1) <= 1e-6 and min(weights) >= 0):
+            raise ValueError(
+                f"merging.weights {list(weights)} must be {count} non-negative numbers, one per bit "
+                "group from high to low, that sum to 1"
+            )
+        if self.merging.strategy == "single-width" and self.merging.single_width not in self.groups.bits:
+            raise ValueError(
+                f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
+                f"needs one of the widths {list(self.groups.bits)}"
+            )
+        if self.learned_rounding and self.adapter.kind != "none" and self.adapter.entry != "weight":
+            raise ValueError(
+                f"learned_rounding and adapter.entry {self.adapter.entry!r} would both decide the rounding; use the "
+                "entry 'weight' with it, or leave learned_rounding empty"
+            )
+        if self.store.master_bits in (*self.learned_rounding, *self.adapter.bits):
+            raise ValueError(
+                f"at {self.store.master_bits} bits the store's master is used as it is; leave that width out of "
+                "learned_rounding and adapter.bits"
+            )
+        if self.store.master_bits and self.adapter.total_rank(self.groups) > LARGEST_RANK:
+            raise ValueError(f"with store.master_bits the ranks of all groups may sum to {LARGEST_RANK} at most")
+        enabled = [name for name in ("smoothing", "rotation", "reparameterization") if getattr(self, name).enabled]
+        if len(enabled) > 1:
+            raise ValueError(
+                f"{' and '.join(enabled)} are both enabled, but each prepares the same channels; choose one"
+            )
+        train_every = self.reconstruction.train_every
+        if train_every and (len(train_every) != count or not any(train_every)):
+            raise ValueError(
+                f"reconstruction.train_every {list(train_every)} must be {count} numbers, one per bit group from high "
+                "to low, and not all 0"
+            )
+        return self
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """All widths, ascending."""
+        return self.groups.bits
+
+    @property
+    def weight_spec(self) -> WeightSpec:
+        """What each linear layer of the model must know."""
+        adapter, stored = self.adapter, self.store.master_bits is not None
+        if stored and adapter.kind != "none":
+            adapted = self.store.without_master(adapter.bits or self.bits)
+            adapter = adapter.updated(bits=adapted) if adapted else Adapter(kind="none")
+        return WeightSpec(
+            groups=self.groups,
+            granularity=self.granularity,
+            adapter=adapter,
+            learned_rounding=tuple(bits for bits in self.bits if bits in self.learned_rounding),
+            store=self.store,
+            scaled=not stored or self.smoothing.enabled or self.reparameterization.enabled,
+        )
+
+    @property
+    def trained_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The bit groups, high to low, without the width that has nothing to train: that of a stored master."""
+        if self.activations.bits:
+            return self.groups.groups
+        return tuple(self.store.without_master(group) for group in self.groups.groups)
+
+    @property
+    def outer_weight_spec(self) -> WeightSpec | None:
+        """What each layer outside the blocks must know, or None where they stay as they are."""
+        if self.outer_bits is None:
+            return None
+        groups = BitGroups.partition((self.outer_bits,))
+        granularity = Granularity(group_size=self.granularity.group_size, grouped_bits=())
+        store = self.store if self.store.master_bits == self.outer_bits else Store()
+        return WeightSpec(groups=groups, granularity=granularity, adapter=Adapter(kind="none"), store=store, fixed=True)
+
+    @property
+    def outer_activations(self) -> Activations:
+        """How the inputs of layers outside the blocks are rounded: as those of other linears, at `outer_bits`."""
+        bits = (self.outer_bits,) if self.outer_bits is not None and self.activations.bits else ()
+        return self.activations.updated(bits=bits)
+
+    def label(self, bits: int) -> str:
+        """What a width of weights stands for: `4`, or `w4a4` where activations are rounded beside it."""
+        beside = self.activations.bits_for(bits)
+        return str(bits) if beside is None else f"w{bits}a{beside}"
+
+    def with_bits(self, bits: Iterable[int]) -> "Recipe":
+        """The same recipe for another bit set.
+
+        Widths that go leave their group; a width that comes forms a group of its own. What is set per group keeps
+        to the groups that stay: cadences do, unless nothing would train; merging weights must sum to one and are
+        dropped. Where activations have widths, they get the same ones.
+        """
+        wanted = tuple(sorted(set(bits)))
+        if wanted == self.bits:
+            return self
+        train_every = self.reconstruction.train_every or (1,) * len(self.groups)
+        kept = [
+            (tuple(width for width in group if width in wanted), every)
+            for group, every in zip(self.groups.groups, train_every, strict=True)
+        ]
+        new = [((width,), 1) for width in wanted if width not in self.bits]
+        chosen = sorted(((group, every) for group, every in kept + new if group), reverse=True)
+        fastest = min((every for _, every in chosen if every), default=0)
+        rescaled = tuple(every // fastest for _, every in chosen) if fastest else ()
+        return self.updated(
+            groups={"groups": [group for group, _ in chosen]},
+            reconstruction=self.reconstruction.updated(train_every=rescaled),
+            merging=self.merging.updated(weights=()),
+            activations=self.activations.updated(bits=wanted if self.activations.bits else ()),
+        )

@@ -1,0 +1,68 @@
+"""Attention whose two products have rounded operands: queries times keys, and probabilities times values."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from quept.config import Activations
+from quept.layers.quantizers import LogQuantizer, Quantizer, quantizer
+
+
+class AttentionOperands(nn.Module):
+    """What rounds the operands of one attention layer's products; `path` is where the layer is in the model.
+
+    `bits` is a width of `spec`, or None for full precision.
+    """
+
+    def __init__(self, path: str, spec: Activations, device: torch.device) -> None:
+        super().__init__()
+        self.path, self.spec = path, spec
+        self.bits: int | None = None
+        self.queries, self.keys = quantizer(spec, device), quantizer(spec, device)
+        self.probabilities = LogQuantizer(spec, device) if spec.softmax == "log" else quantizer(spec, device)
+        self.values = quantizer(spec, device)
+        self._observing = False
+
+    @property
+    def are_rounded(self) -> bool:
+        """Whether operands are rounded, or seen, so that they must be made at all."""
+        return self._observing or self.bits is not None or self.queries.override is not None
+
+    def quantizers(self) -> Iterator[Quantizer]:
+        """All four."""
+        yield from (self.queries, self.keys, self.probabilities, self.values)
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Within: operands count for where ranges start."""
+        for each in self.quantizers():
+            each.start_observing()
+        self._observing = True
+        try:
+            yield
+        finally:
+            self._observing = False
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Attention over `(batch, heads, tokens, head size)`, as `(batch, tokens, heads, head size)`.
+
+        `mask` is added to the scores, or says (bool) which of them count. Probabilities are made in float32.
+        """
+        scores = self._rounded(self.queries, query) @ self._rounded(self.keys, key).transpose(-1, -2) * scaling
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        probabilities = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        output = self._rounded(self.probabilities, probabilities) @ self._rounded(self.values, value)
+        return output.transpose(1, 2).contiguous()
+
+    def _rounded(self, of: Quantizer, operand: Tensor) -> Tensor:
+        if self._observing:
+            of.observe(operand)
+        rounded: Tensor = of(operand, self.bits)
+        return rounded
+
+    def extra_repr(self) -> str:
+        """What distinguishes layers in a printed model."""
+        return f"bits={self.bits}"

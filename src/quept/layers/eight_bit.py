@@ -1,0 +1,109 @@
+"""What is kept of a linear in 8 bits; the weight at any width is rebuilt from it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quept.config import WeightSpec
+from quept.formats import eight_bit
+from quept.formats.stored import StoredWeight
+from quept.numerics.affine import groups_per_row
+
+
+class EightBitStore(nn.Module):
+    """Master weight, low-rank factors and the shares that ranges are clipped to, none of which changes its dtype.
+
+    Parameters, of which none trains (`R` is the total rank, `groups_b` the scales per row at width b):
+        master, master_scale: int8 `(out, in)` and bfloat16 `(out, groups)`: the weight is their product.
+        up, down, adapter_scale: int8 `(out, R)` and `(R, in)`, float32 `(out,)`; or absent where no width has an
+            adapter.
+        shares.<b>: uint8, `(2, out, groups_b)`, or `(out, groups_b)` where two are in a byte; none at the width of
+            the master.
+    """
+
+    up: nn.Parameter | None
+    down: nn.Parameter | None
+    adapter_scale: nn.Parameter | None
+
+    def __init__(self, shape: torch.Size, spec: WeightSpec, device: torch.device) -> None:
+        super().__init__()
+        out_features, in_features = shape
+        self.spec, self.in_features = spec, in_features
+        self.inputs_per_scale, groups = eight_bit.master_groups(in_features, spec.store.group_size)
+        rank = spec.adapter.total_rank(spec.groups)
+
+        def kept(dtype: torch.dtype, *size: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(size, dtype=dtype, device=device), requires_grad=False)
+
+        self.master = kept(torch.int8, out_features, in_features)
+        self.master_scale = kept(torch.bfloat16, out_features, groups)
+        self.up = kept(torch.int8, out_features, rank) if rank else None
+        self.down = kept(torch.int8, rank, in_features) if rank else None
+        self.adapter_scale = kept(torch.float32, out_features) if rank else None
+        self.shares = nn.ParameterDict()
+        for bits in spec.store.without_master(spec.groups.bits):
+            scales = groups_per_row(in_features, spec.inputs_per_scale(bits, in_features))
+            ends = (2,) if self.clip_ratio_bits(bits) == 8 else ()
+            self.shares[str(bits)] = kept(torch.uint8, *ends, out_features, scales)
+
+    @torch.no_grad()
+    def round_master(self, weight: Tensor) -> None:
+        """Take over a weight, `(out, in)`, rounded."""
+        codes, scale = eight_bit.round_master(weight.to(torch.float32), self.inputs_per_scale)
+        self.master.copy_(codes)
+        self.master_scale.copy_(scale)
+
+    @torch.no_grad()
+    def round_learned(self, up: Tensor, down: Tensor, shares: dict[int, Tensor]) -> None:
+        """Take over factors, `(out, R)` and `(R, in)`, and shares, `(2, out, groups_b)` by width, rounded."""
+        if self.up is not None and self.down is not None and self.adapter_scale is not None:
+            for place, value in zip(
+                (self.up, self.down, self.adapter_scale), eight_bit.round_factors(up, down), strict=True
+            ):
+                place.copy_(value)
+        for bits, share in shares.items():
+            self.shares[str(bits)].copy_(eight_bit.round_clip_ratios(share, self.clip_ratio_bits(bits)))
+
+    def weight(self) -> Tensor:
+        """The master, `(out, in)` float32."""
+        return eight_bit.dense_master(self.master, self.master_scale, self.inputs_per_scale)
+
+    def adapter(self, columns: slice) -> Tensor:
+        """The product of some of the factors' components, `(out, in)` float32."""
+        assert self.up is not None
+        assert self.down is not None
+        assert self.adapter_scale is not None
+        return eight_bit.product(self.up[:, columns], self.down[columns], self.adapter_scale)
+
+    def clip_ratio_bits(self, bits: int) -> int:
+        """Bits of one share at a width."""
+        return self.spec.clip_ratio_bits(bits, self.in_features)
+
+    def clip_ratios(self, bits: int) -> Tensor:
+        """The shares of minima and maxima kept at a width, `(2, out, groups_b)` float32."""
+        return eight_bit.clip_ratios(self.shares[str(bits)], self.clip_ratio_bits(bits))
+
+    def stored_weight(self, bits: int, plane: Tensor | None) -> StoredWeight:
+        """What a kernel rebuilds a width from: the factors that it uses, its shares as bytes, and its plane if any."""
+        columns = self.spec.adapter.columns(bits, self.spec.groups)
+        up = down = scale = None
+        if columns.stop and self.up is not None and self.down is not None:
+            up, down, scale = self.up[:, columns].contiguous(), self.down[columns], self.adapter_scale
+        kept = self.shares[str(bits)] if bits != self.spec.store.master_bits else None
+        shares = None if kept is None else eight_bit.byte_clip_ratios(kept, self.clip_ratio_bits(bits))
+        return StoredWeight(self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares, plane)
+
+    def learned(self) -> dict[str, Tensor]:
+        """All tensors by name: of the same dtype whatever the model's."""
+        return dict(self.named_parameters())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move with the model, and keep every dtype."""
+        before = {name: value.detach() for name, value in self.learned().items()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in self.named_parameters():
+            if value.dtype != before[name].dtype:
+                value.data = before[name].to(value.device)
+        return self

@@ -1,0 +1,124 @@
+"""Quantized attention in transformers' models, by the interface that they have for other implementations of it.
+
+Where keys and values are kept for tokens to come, what runs is the model's own attention ("sdpa" or "eager") on
+rotated, quantized keys and values; where the operands of its products are rounded, one that makes them. A model whose
+layers have no width for either computes as before, bit for bit.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from quept.config import Activations
+from quept.errors import InvalidInput
+from quept.layers.attention import AttentionOperands
+from quept.layers.keyvalues import KeyValues
+
+ATTRIBUTE = "key_values"  # of an attention module
+PRODUCTS = "products"  # of an attention module
+
+
+def attach(
+    block: nn.Module, block_path: str, attention: str, rotates_values: bool, heads: int = 1, size: int = 1
+) -> KeyValues:
+    """Give the attention at path `attention` of the block at `block_path` a `KeyValues`, at full precision for now.
+
+    `heads` and `size` are those of its keys; without them, keys are never centred.
+    Returns it; it is the attention's submodule `key_values`, in the place of one that was there. Raises
+    `InvalidInput` for an attention implementation other than "sdpa" and "eager".
+    """
+    module = block.get_submodule(attention)
+    install(module.config)
+    key_values = KeyValues(f"{block_path}.{attention}", rotates_values, heads, size)
+    device = next(module.parameters()).device
+    if device.type != "meta":  # in a model without weights, zero is what the center is
+        key_values.to(device)
+    setattr(module, ATTRIBUTE, key_values)
+    return key_values
+
+
+def attach_operands(block: nn.Module, block_path: str, attention: str, spec: Activations) -> AttentionOperands:
+    """Give the attention at path `attention` of the block at `block_path` an `AttentionOperands`, and return it.
+
+    It is the attention's submodule `products`. Raises `InvalidInput` as `attach` does.
+    """
+    module: Any = block.get_submodule(attention)
+    install(module.config)
+    products = AttentionOperands(f"{block_path}.{attention}", spec, next(module.parameters()).device)
+    setattr(module, PRODUCTS, products)
+    return products
+
+
+def install(config: Any) -> None:
+    """Let models of this transformers configuration run their attention through what is attached; twice is once.
+
+    Raises `InvalidInput` for an attention implementation other than "sdpa" and "eager".
+    """
+    if is_installed(config):
+        return
+    chosen = config._attn_implementation
+    if chosen not in _BASES:
+        raise InvalidInput(
+            f"The model's attention implementation is {chosen!r}, in which nothing can be quantized; load "
+            'the model with attn_implementation="sdpa", or "eager" where the family has no other.'
+        )
+    AttentionInterface.register(_WRAPPERS[chosen], _BASES[chosen])
+    AttentionMaskInterface.register(_WRAPPERS[chosen], ALL_MASK_ATTENTION_FUNCTIONS[chosen])
+    config._attn_implementation = _WRAPPERS[chosen]
+
+
+def is_installed(config: Any) -> bool:
+    """Whether models of this transformers configuration run their attention through what is attached."""
+    return config._attn_implementation in _WRAPPERS.values()
+
+
+def _sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    return _attend(ALL_ATTENTION_FUNCTIONS["sdpa"], module, query, key, value, attention_mask, **kwargs)
+
+
+def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    # Eager attention is not in the registry: every family has its own, beside the attention's class.
+    base = sys.modules[type(module).__module__].eager_attention_forward
+    if getattr(module, "reorder_and_upcast_attn", False):
+        base = _gpt2_upcast
+    return _attend(base, module, query, key, value, attention_mask, **kwargs)
+
+
+def _gpt2_upcast(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    """GPT-2's other eager attention, which it chooses by the name of the implementation and so not by itself."""
+    return module._upcast_and_reordered_attn(query, key, value, mask)
+
+
+def _attend(
+    base: Callable[..., Any],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **kwargs: Any,
+) -> Any:
+    """`base` on quantized keys and values; output `(batch, tokens, heads, head size)` and attention weights or None."""
+    products: AttentionOperands | None = getattr(module, PRODUCTS, None)
+    if products is not None and products.are_rounded:
+        scaling = kwargs.get("scaling")
+        return products(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+    key_values: KeyValues | None = getattr(module, ATTRIBUTE, None)
+    if key_values is None:
+        return base(module, query, key, value, mask, **kwargs)
+    key_values.observe(key)
+    if not key_values.were_handed_out(key):
+        if key_values.bits is None:
+            return base(module, query, key, value, mask, **kwargs)
+        key, value = key_values.quantize(key, value)
+    output, weights = base(module, key_values.rotate_queries(query), key, value, mask, **kwargs)
+    return key_values.rotate_back(output), weights
+
+
+_BASES = {"sdpa": _sdpa, "eager": _eager}
+_WRAPPERS = {name: f"quept_{name}" for name in _BASES}

@@ -1,0 +1,170 @@
+"""Opening Hugging Face checkpoints: safetensors only, never remote code, every failure explained."""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+
+from quept.errors import CalibrationFailed, InvalidInput
+from quept.models import architecture_of
+
+
+def read_config(source: str | Path) -> Any:
+    """The configuration of a local or Hub model; `InvalidInput` if there is none or its architecture is unknown."""
+    where = Path(source)
+    if where.exists() and not where.is_dir():
+        raise InvalidInput(f"The model {source} is a file; give the directory of a Hugging Face model, or a Hub name.")
+    if not where.exists() and (where.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
+        raise InvalidInput(f"There is no model directory {source}; check the path, or give a Hub name like org/model.")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=where.is_dir())
+    except Exception as error:  # whatever a damaged file makes transformers do
+        raise InvalidInput(
+            f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
+            f"transformers understands nor a reachable Hub model ({first_line(error)})."
+        ) from None
+    architecture_of(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise InvalidInput(f"The model {str(source)!r} is quantized already; give the model it was made from.")
+    return config
+
+
+def model_class(model_type: str) -> Any:
+    """The class of transformers that opens and makes models of a family, for what they do."""
+    classes = {"text-generation": AutoModelForCausalLM, "image-classification": AutoModelForImageClassification}
+    return classes[architecture_of(model_type).task]
+
+
+def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """A model in evaluation mode, in its checkpoint's dtype unless another is given.
+
+    Weights come from safetensors alone; a checkpoint that lacks any is refused rather than filled with noise.
+    """
+    config = read_config(source)
+    try:
+        with quiet():
+            model, report = model_class(config.model_type).from_pretrained(
+                str(source),
+                dtype=dtype or "auto",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=Path(source).is_dir(),
+                output_loading_info=True,
+            )
+    except Exception as error:  # whatever a damaged file makes transformers do
+        raise InvalidInput(
+            f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
+            f"unaltered ({first_line(error)})."
+        ) from None
+    if missing := sorted(report["missing_keys"]):
+        raise InvalidInput(
+            f"The checkpoint {str(source)!r} lacks {len(missing)} weights of its architecture, among them "
+            f"{missing[0]}; download it again."
+        )
+    return model.eval()
+
+
+def open_tokenizer(source: str | Path) -> Any:
+    """The model's tokenizer; `InvalidInput` if there is none."""
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                str(source), trust_remote_code=False, local_files_only=Path(source).is_dir()
+            )
+    except Exception as error:  # whatever a damaged file makes transformers do
+        raise InvalidInput(
+            f"The model {str(source)!r} has no tokenizer that transformers can load ({first_line(error)})."
+        ) from None
+
+
+def check_and_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all weights; `CalibrationFailed` names a non-finite one."""
+    total = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CalibrationFailed(
+                f"The weight {name} holds NaN or infinite values, so the model cannot be calibrated; "
+                "get an intact checkpoint."
+            )
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def cast_parameters(module: Any, dtype: torch.dtype) -> Any:
+    """Cast a module's parameters in place; buffers stay, since rotary frequencies must keep their precision."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and warnings of transformers and its Hub client; quept reports for itself."""
+    with _QUIET.entered():
+        yield
+
+
+class _Quiet:
+    """Their settings are the process's: the first thread that enters changes them, the last that leaves restores."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._restore: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within: silence."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._restore = _silence()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._restore()
+
+
+_QUIET = _Quiet()
+
+
+def _silence() -> Callable[[], None]:
+    """Silence both libraries; returns what restores them."""
+    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
+    before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    hub.set_verbosity(logging.CRITICAL)
+    ours.disable_progress_bar()
+
+    def restore() -> None:
+        ours.set_verbosity(before)
+        hub.set_verbosity(hub_before)
+        if bars:
+            ours.enable_progress_bar()
+
+    return restore
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The tensor's bytes as a buffer, without a copy where it is contiguous on the CPU."""
+    return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, on one line and shortened."""
+    text = " ".join(str(error).split())
+    return (text[:300] + " ...") if len(text) > 300 else text or os.strerror(getattr(error, "errno", 0) or 0)

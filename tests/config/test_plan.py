@@ -1,0 +1,130 @@
+"""How precisions are written and read."""
+
+import json
+
+import pytest
+
+from quept.config import FULL, PrecisionPlan, Widths, parse_precisions
+from quept.errors import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "written"),
+    [
+        (4, Widths(4), "4"),
+        ("4", Widths(4), "4"),
+        ("w4a8", Widths(4, 8), "w4a8"),
+        ("W4A4KV4", Widths(4, 4, 4), "w4a4kv4"),
+        ("w2a16", Widths(2, FULL), "w2a16"),
+        ("w2", Widths(2, FULL), "w2a16"),
+        ("a8", Widths(FULL, 8), "w16a8"),
+        ("kv3", Widths(keys_values=3), "kv3"),
+        ("4kv3", Widths(4, None, 3), "4kv3"),
+        ("w4kv2", Widths(4, FULL, 2), "w4a16kv2"),
+        (None, Widths(FULL, FULL, FULL), "w16a16kv16"),
+        (Widths(3, 8), Widths(3, 8), "w3a8"),
+    ],
+)
+def test_a_precision_means_what_it_says_and_reads_back(given, meant, written):
+    assert Widths.parse(given) == meant
+    assert str(meant) == written
+    assert Widths.parse(written) == meant
+
+
+@pytest.mark.parametrize("given", ["", "w", "wa", "w4x8", "a8w4", "w4 a8", "w4.5", "four", "٤", "w4a8kv", "-4", "w-4"])
+def test_what_cannot_be_read_is_refused(given):
+    with pytest.raises(InvalidInput, match=r"cannot be read; write a width \(4\)"):
+        Widths.parse(given)
+
+
+@pytest.mark.parametrize("given", [1, 9, 0, "9", "w1a8", "w4a9", "kv12", "w4a4kv1", "999"])
+def test_widths_that_do_not_exist_are_refused(given):
+    with pytest.raises(InvalidInput, match="widths go from 2 to 8; 16 is full precision"):
+        Widths.parse(given)
+
+
+def test_lists_hold_widths_ranges_and_pairs_each_once():
+    assert parse_precisions("2-4, w4a8,4,w4kv4") == (
+        Widths(2),
+        Widths(3),
+        Widths(4),
+        Widths(4, 8),
+        Widths(4, FULL, 4),
+    )
+    for wrong in ("", "4-2", "1-4", "2,,4", "w2-w4"):
+        with pytest.raises(InvalidInput):
+            parse_precisions(wrong)
+
+
+def test_keys_and_values_are_set_unless_nothing_is_said():
+    assert Widths(4).with_keys_values(3) == Widths(4, None, 3)
+    assert Widths(4).with_keys_values(None) == Widths(4)
+    with pytest.raises(InvalidInput):
+        Widths(4).with_keys_values(1)
+
+
+LINEARS = ("blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down")
+ATTENTIONS = ("blocks.0.attention", "blocks.1.attention")
+
+
+def assigned(bits):
+    return {path: Widths.parse(each) for path, each in PrecisionPlan(bits).assigned(LINEARS, ATTENTIONS).items()}
+
+
+def test_patterns_name_parts_and_the_last_entry_counts():
+    plan = {"*": 4, "blocks.1.*": 3, "blocks.?.up": 2, "blocks.1.up": 8}
+    expected = {"blocks.0.up": 2, "blocks.0.down": 4, "blocks.1.up": 8, "blocks.1.down": 3}
+    assert assigned(plan) == {path: Widths(bits) for path, bits in expected.items()}
+    assert assigned({"blocks.1.up": 8, "*": 4})["blocks.1.up"] == Widths(4)
+    assert assigned({"blocks.[1-9].down": 2}).keys() == {"blocks.1.down"}
+
+
+def test_a_pattern_decides_on_the_kinds_that_its_width_is_of():
+    assert assigned({"*": 4}).keys() == set(LINEARS)
+    assert assigned({"*": "kv4"}).keys() == set(ATTENTIONS)
+    assert assigned({"*": "w4a4kv4"}).keys() == {*LINEARS, *ATTENTIONS}
+    assert assigned({"*": None}).keys() == {*LINEARS, *ATTENTIONS}
+    assert assigned({"blocks.0.attention": 4}).keys() == {"blocks.0.attention"}
+
+
+def test_entries_that_name_nothing_are_told():
+    plan = PrecisionPlan({"*": 4, "blocks.2.*": 4, "blocks.0.up": 2, "up": 4})
+    assert plan.unmatched([*LINEARS, *ATTENTIONS]) == ["blocks.2.*", "up"]
+
+
+def test_a_plan_reads_back_as_it_was_written(tmp_path):
+    plan = PrecisionPlan({"blocks.*": 4, "blocks.0.up": "w4a8", "blocks.1.up": None, "*": "kv4"})
+    plan.write(tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["bits"] == dict(plan.bits)
+    read = PrecisionPlan.read(tmp_path / "plan.json")
+    assert list(read.bits.items()) == list(plan.bits.items()), "order counts"
+    assert PrecisionPlan({"a": Widths(4), "b": "w16a16"}).to_json()["bits"] == {"a": 4, "b": "w16a16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "is not valid"),
+        ('{"bits": {"a": 4}, "bit": 3}', "bit: "),
+        ('{"bits": {"a": 4}, "version": 2}', "version"),
+        ('{"bits": {"a": 9}}', "at 'a': precision 9 is not possible"),
+        ('{"bits": {"a": "four"}}', "at 'a': precision 'four' cannot be read"),
+        ('{"bits": {"a": 4, "a": 3}}', "'a' stands there twice"),
+        ('{"bits": {"a": [4]}}', "bits"),
+        ('{"bits": {"a": true}}', "bits"),
+        ('{"bits": {"a": 4.5}}', "bits"),
+        ("{}", "bits"),
+    ],
+)
+def test_what_is_no_plan_is_refused_in_one_paragraph(tmp_path, text, told):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(InvalidInput, match=told) as caught:
+        PrecisionPlan.read(tmp_path / "plan.json")
+    assert "plan.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be read as a plan"):
+        PrecisionPlan.read(tmp_path / "none.json")
