@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from quept.config import Mixing, PrecisionPlan
 from quept.search.table import TABLE_VERSION, Origin, SensitivityTable, model_digest
 from quept.storage import read_manifest
@@ -52,10 +54,11 @@ def test_a_plan_is_written_as_the_golden_file_byte_for_byte_and_read_from_it(tmp
     assert json.loads((GOLDEN / "plan.json").read_bytes())["version"] == 1
 
 
-def test_settings_that_are_added_with_a_default_leave_the_digest_of_an_artifact_as_it_was():
-    """A table belongs to its artifact also where a later release has more settings in recipes."""
-    manifest = read_manifest(GOLDEN.parents[1] / "storage" / "golden", verify=False)
+@pytest.mark.parametrize("format", ["format-2", "format-3"])
+def test_settings_that_are_added_or_renamed_leave_the_digest_of_an_artifact_as_it_was(format):
+    """A table belongs to its artifact also where a later release has more settings in recipes, or other names for them."""
+    manifest = read_manifest(GOLDEN.parents[1] / "storage" / "golden" / format, verify=False)
     assert model_digest(manifest) == "fa7e634a6d3d7a0d05bad547fe4f402d5fc5e6f05490357546fa13e045376878"
-    changed = manifest.recipe.reconstruction.updated(mixing=Mixing(bits=(2,), share=0.1))
+    changed = manifest.recipe.reconstruction.updated(mixing=Mixing(bits=(2,), probability=0.1))
     other = manifest.updated(recipe=manifest.recipe.updated(reconstruction=changed))
     assert model_digest(other) != model_digest(manifest)

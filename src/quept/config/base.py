@@ -39,6 +39,15 @@ class Value(BaseModel):
         """A copy with `changes`, validated like a new value."""
         return type(self).parse({**self.model_dump(), **self._renamed(changes)}, origin=type(self).__name__)
 
+    def dump_under_former_names(self) -> dict[str, Any]:
+        """Return what differs from the defaults as JSON values, as the first version that had each field named it."""
+        former = {name: key for key, name in self.former_names.items()}
+        dumped = self.model_dump(mode="json", exclude_defaults=True)
+        for name, value in self:
+            if name in dumped and isinstance(value, Value):
+                dumped[name] = value.dump_under_former_names()
+        return {former.get(name, name): value for name, value in dumped.items()}
+
     @classmethod
     def _renamed(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         return {cls.former_names.get(key, key): value for key, value in data.items()}

@@ -119,7 +119,9 @@ class SensitivityTable(Value):
 def model_digest(manifest: Any) -> str:
     """What tells an artifact from others, also once it was saved again: how it was made, and what that led to."""
     # Defaults left out: a setting that later releases add must not make an artifact another one.
-    made = manifest.model_dump(mode="json", exclude={"files", "dtype"}, exclude_defaults=True)
+    # Former names, and no version: what an artifact is does not change with the words for it.
+    left_out = ("files", "dtype", *(["version"] if manifest.version > 1 else []))
+    made = {key: value for key, value in manifest.dump_under_former_names().items() if key not in left_out}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
