@@ -301,16 +301,16 @@ def test_a_compiled_pass_gives_what_the_plain_one_gives(activation_bits, tiny_mo
     rotation = {"activations": {"bits": activation_bits}, "rotation": {"enabled": bool(activation_bits)}}
     block, hidden = first_block(tiny_model("llama", num_hidden_layers=1), windows, recipe(**rotation))
     notes, found = [], []
-    for forward in (EagerForward(), CompiledForward(notes.append)):
+    for run in (EagerForward(), CompiledForward(notes.append)):
         for layer in block.linears.values():
             layer.offsets.clear()
             layer.learn_rounding()
-            layer.override = forward.weight(layer, 2)
+            layer.override = run.weight(layer, 2)
         learned = [layer.offsets[2] for layer in block.linears.values()]
         for each in block.inputs if activation_bits else ():
             learned.append(each.quantizer.clipping["2"].requires_grad_(True))
             each.quantizer.override = each.quantizer.grid(2)
-        output = forward(block.call, block.module, hidden)
+        output = run(block.call, block.module, hidden)
         found.append((output.detach(), torch.autograd.grad(output.square().mean(), learned)))
         for layer in block.linears.values():
             layer.override = None

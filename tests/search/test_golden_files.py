@@ -56,7 +56,7 @@ def test_a_plan_is_written_as_the_golden_file_byte_for_byte_and_read_from_it(tmp
 
 @pytest.mark.parametrize("format", ["format-2", "format-3"])
 def test_settings_that_are_added_or_renamed_leave_the_digest_of_an_artifact_as_it_was(format):
-    """A table belongs to its artifact also where a later release has more settings in recipes, or other names for them."""
+    """A table belongs to its artifact also where a later release has more settings, or other names for them."""
     manifest = read_manifest(GOLDEN.parents[1] / "storage" / "golden" / format, verify=False)
     assert model_digest(manifest) == "fa7e634a6d3d7a0d05bad547fe4f402d5fc5e6f05490357546fa13e045376878"
     changed = manifest.recipe.reconstruction.updated(mixing=Mixing(bits=(2,), probability=0.1))
