@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from quept.data import load_images
 from quept.evaluation import AccuracyEvaluation, evaluate_accuracy
-from quept.layers import replace_linears
+from quept.layers.replace import elastic_like, replace_linears
 from quept.models.images import open_image_processor
 from quept.recipes import load_recipe
 
@@ -154,7 +154,7 @@ def evaluate(folder: Path) -> AccuracyEvaluation:
     source = load_images(folder / "images" / "test.npz", open_image_processor(folder / "model", model.config))
     recipe = load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=(), store={})
     linears = [name for name, module in model.vit.named_modules() if isinstance(module, nn.Linear)]
-    replace_linears(model.vit, "vit", linears, recipe.weight_spec)
+    replace_linears(model.vit, "vit", dict.fromkeys(linears, recipe.weight_spec), {}, elastic_like)
     return evaluate_accuracy(model, source.batches(100), (2, 3, 4, 8), calibrated=False, baseline=True)
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from quept.config import Adapter, BitGroups, Granularity, PrecisionPlan, WeightSpec
 from quept.errors import InvalidInput
-from quept.layers import replace_linears
+from quept.layers.replace import elastic_like, replace_linears
 from quept.precision import (
     at_precision,
     elastic_linears,
@@ -39,7 +39,7 @@ class Toy(nn.Module):
             groups=BitGroups.partition(bits), granularity=Granularity(group_size=4), adapter=Adapter(rank=2)
         )
         for index, block in enumerate(self.layers):
-            replace_linears(block, f"layers.{index}", ("up", "down"), spec)
+            replace_linears(block, f"layers.{index}", {"up": spec, "down": spec}, {}, elastic_like)
         self.requires_grad_(False)
 
     def forward(self, hidden):
@@ -136,8 +136,8 @@ def test_a_width_of_keys_and_values_is_not_for_a_linear(model):
 def test_rounding_to_nearest_follows_a_plan(model):
     with rounded_to_nearest(model, {"layers.0.*": 2}):
         for path, layer in elastic_linears(model).items():
-            expected = layer.nearest(2) if path.startswith("layers.0") else layer.weight
-            assert torch.equal(layer.current_weight(), expected)
+            in_force = layer.weight if layer.setting.weight is None else layer.setting.weight
+            assert torch.equal(in_force, layer.nearest(2) if path.startswith("layers.0") else layer.weight)
     assert widths(model) == uniform(None)
 
 
@@ -214,10 +214,10 @@ def test_rounding_to_nearest_runs_the_baseline_and_leaves_the_precision(model):
     set_precision(model, 8)
     before = model(HIDDEN)
     with rounded_to_nearest(model, 2):
-        assert widths(model) == uniform(8)
         rounded = model(HIDDEN)
         for layer in elastic_linears(model).values():
-            assert torch.equal(layer.current_weight(), layer.nearest(2))
+            assert torch.equal(layer.setting.weight, layer.nearest(2))
+    assert widths(model) == uniform(8)
     assert not torch.equal(rounded, before)
     assert torch.equal(model(HIDDEN), before)
 
@@ -227,7 +227,7 @@ def test_rounding_to_nearest_ends_after_an_exception_and_refuses_unknown_widths(
         raise KeyError
     with pytest.raises(InvalidInput, match="3 bits"), rounded_to_nearest(model, 3):
         pytest.fail("the enclosed code must not run")
-    assert all(layer.override is None for layer in elastic_linears(model).values())
+    assert all(layer.setting.weight is None for layer in elastic_linears(model).values())
 
 
 def test_rounding_to_nearest_is_undone_when_it_fails_halfway(model, monkeypatch):
@@ -239,4 +239,4 @@ def test_rounding_to_nearest_is_undone_when_it_fails_halfway(model, monkeypatch)
     monkeypatch.setattr(layers[2], "nearest", out_of_memory)
     with pytest.raises(MemoryError), rounded_to_nearest(model, 2):
         pytest.fail("the enclosed code must not run")
-    assert all(layer.override is None for layer in layers)
+    assert all(layer.setting.weight is None for layer in layers)

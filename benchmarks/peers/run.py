@@ -35,6 +35,8 @@ from quept.assembly import make_elastic
 from quept.data import token_stream, token_windows
 from quept.evaluation import divergence, perplexity
 from quept.files import replacing
+from quept.layers import paths
+from quept.layers.paths import LinearSetting
 from quept.layers.size import full_precision_bytes, packed_bytes
 from quept.models import ARCHITECTURES
 from quept.models.checkpoint import open_tokenizer
@@ -148,7 +150,7 @@ class Bench:
         """Give the plain model these weights for its linears; the paths of the linears without one."""
         layers = elastic_linears(self.plain)
         for path, layer in layers.items():
-            layer.override = weights.get(path)
+            layer.set_default(LinearSetting(None, None, paths.given, weights.get(path, layer.weight)))
         return sorted(layers.keys() - weights.keys())
 
     def rows(self, method: str, bits: tuple[int, ...]) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from quept.config import Recipe
-from quept.layers import ElasticInput, ElasticLinear, replace_linears
+from quept.layers import ElasticInput, ElasticLinear
 from quept.layers.inputs import OnlineTransform
 from quept.layers.linear import weight_of
+from quept.layers.replace import Layer, LayerFactory, elastic_like, replace_linears
 from quept.models import Architecture, BlockContext, architecture_of
 from quept.models.attention import attach, attach_operands
 from quept.transforms import Transform, transforms_of
@@ -22,20 +23,25 @@ def make_elastic(model: Any, recipe: Recipe) -> None:
     architecture = architecture_of(model.config.model_type)
     transforms = transforms_of(recipe)
     for index, block in enumerate(architecture.block_list(model)):
-        assemble(block, BlockContext.of(architecture, model, index), recipe, transforms)
+        assemble(block, BlockContext.of(architecture, model, index), recipe, transforms, elastic_like)
     assemble_outer(model, architecture, recipe)
 
 
 def assemble(
-    block: nn.Module, context: BlockContext, recipe: Recipe, transforms: tuple[Transform, ...]
-) -> dict[str, ElasticLinear]:
-    """Replace a block's linears by elastic ones, in place, and attach what transforms do online.
+    block: nn.Module,
+    context: BlockContext,
+    recipe: Recipe,
+    transforms: tuple[Transform, ...],
+    make: LayerFactory[Layer],
+) -> dict[str, Layer]:
+    """Replace a block's linears by the layers that `make` gives, in place, and attach what transforms do online.
 
-    Returns the linears by name.
+    Returns the layers by name.
     """
     online = {path: step for transform in transforms for path, step in transform.online(block, context).items()}
     inputs = _inputs(block, context, recipe, online)
-    linears = replace_linears(block, context.path, context.architecture.linears, recipe.weight_spec, inputs)
+    specs = dict.fromkeys(context.architecture.linears, recipe.weight_spec)
+    linears = replace_linears(block, context.path, specs, inputs, make)
     for transform in transforms:
         transform.attach(block, context)
     for attention in context.attentions:
@@ -62,7 +68,7 @@ def assemble_outer(model: nn.Module, architecture: Architecture, recipe: Recipe)
         for path, layer in layers.items()
         if activations.bits
     }
-    return replace_linears(model, None, list(layers), spec, inputs)
+    return replace_linears(model, None, dict.fromkeys(layers, spec), inputs, elastic_like)
 
 
 def _inputs(

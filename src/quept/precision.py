@@ -1,42 +1,71 @@
-"""Choosing the widths a model runs at, while it runs."""
+"""Choosing the bit-widths a model runs at, while it runs.
+
+`set_precision` sets a model's default, which all threads see; a forward pass that has begun ends at the precision that
+it began with. `at_precision` holds in its own thread or asyncio task alone: one model runs at several precisions at
+once.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
 
 from quept.config import FULL, Activations, PlannedWidth, PrecisionPlan, Widths
 from quept.errors import InvalidInput
-from quept.layers import AttentionOperands, ElasticLinear, WeightCache, nearest
+from quept.layers import AttentionOperands, ElasticLinear, WeightCache
+from quept.layers.attention import OperandSetting
 from quept.layers.cache import Key, Sized
 from quept.layers.keyvalues import KeyValues
+from quept.layers.setting import Adjustable, change, enter_pass, leave_pass, scope
 from quept.models.attention import install
 
 LOADED = "quept_parts"  # the attribute under which a loaded model keeps its parts
 
 _AHEAD = ThreadPoolExecutor(1, "quept-prefetch")  # one, so that what was asked for first comes first
+_SWITCHING = Lock()  # defaults are changed, and read for a pass, all together
 
 Precision = int | str | Widths | PrecisionPlan | Mapping[str, PlannedWidth] | None
 
 
 class Parts(NamedTuple):
-    """What a precision decides on, by module path: linears, attentions' keys and values, attentions' operands."""
+    """The parts of a model that run at a setting, by module path."""
 
     linears: dict[str, ElasticLinear]
     key_values: dict[str, KeyValues]
-    products: dict[str, AttentionOperands]
+    operands: dict[str, AttentionOperands]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Parts":
-        """The parts of a model; those of a loaded one were looked up once."""
+        """Return the parts of a model; those of a loaded one were looked up once."""
         known: Parts | None = getattr(model, LOADED, None)
         return known or cls(elastic_linears(model), key_values(model), attention_operands(model))
 
+    def all(self) -> Iterator[Adjustable[Any]]:
+        """Yield all parts."""
+        for parts in self:
+            yield from parts.values()
+
+    def settings(self, precision: Precision, strict: bool = True) -> dict[Adjustable[Any], Any]:
+        """Return the setting of each part that a precision names; raises `InvalidInput` as `set_precision` does."""
+        assigned = _assigned(precision, {**self.linears, **self.operands}, self.key_values, strict)
+        settings: dict[Adjustable[Any], Any] = {
+            layer: layer.setting_at(bits, activation_bits)
+            for layer, bits, activation_bits in _chosen(self.linears, assigned)
+        }
+        for path, planned in assigned.items():
+            if path in self.key_values:
+                settings[self.key_values[path]] = _kept_width(planned)
+            elif path in self.operands:
+                settings[self.operands[path]] = OperandSetting(_operand_bits(self.operands[path], planned))
+        return settings
+
 
 def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
-    """The elastic layers of a model by module path; `InvalidInput` if it has none."""
+    """Return the elastic layers of a model by module path; raises `InvalidInput` if it has none."""
     layers = {module.path: module for module in model.modules() if isinstance(module, ElasticLinear)}
     if not layers:
         raise InvalidInput(
@@ -47,99 +76,91 @@ def elastic_linears(model: nn.Module) -> dict[str, ElasticLinear]:
 
 
 def key_values(model: nn.Module) -> dict[str, KeyValues]:
-    """What decides on the width of keys and values, by the attention's module path; empty for a model without."""
+    """Return the quantization of keys and values by the attention's module path; empty for a model without."""
     return {module.path: module for module in model.modules() if isinstance(module, KeyValues)}
 
 
 def attention_operands(model: nn.Module) -> dict[str, AttentionOperands]:
-    """What decides on the width of attention's operands, by its module path; empty where they are not rounded."""
+    """Return the quantization of attentions' operands by module path; empty where they are not rounded."""
     return {module.path: module for module in model.modules() if isinstance(module, AttentionOperands)}
 
 
 def master_name(model: nn.Module) -> str:
-    """What runs where no width is set: `full precision`, or of a model from a store its master, `8-bit master`."""
+    """Name what runs where no bits are set: `full precision`, or the master of a store, `8-bit master`."""
     stored = {layer.master_bits for layer in elastic_linears(model).values() if layer.store is not None}
     return f"{max(bits for bits in stored if bits)}-bit master" if stored else "full precision"
 
 
 def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True) -> None:
-    """Run `model` at a width, by a plan, or (None) at full precision, from the next forward pass on.
+    """Run `model` at a bit-width, by a plan, or (None) at full precision, from the next forward pass on.
 
-    A width is a number, for weights and for the activations that were calibrated with them, or names what it is of:
-    `"w4a8"`, `"w4a4kv4"`, `"kv4"`. What is not named stays as it is, and so does the key-value cache of a generation in
-    progress. Raises `InvalidInput`, with the model untouched, for a width that was not calibrated and, unless `strict`
-    is False, for a plan with entries that name nothing in the model (see `PrecisionPlan.unmatched`).
+    Bits are a number, for weights and for the activations that were calibrated with them, or say what they are of:
+    `"w4a8"`, `"w4a4kv4"`, `"kv4"`. Parts that are not named stay as they are, and so does the key-value cache of a
+    generation in progress. All threads see the change, unless they are in `at_precision`; within `at_precision`, it
+    holds until that ends. Raises `InvalidInput`, with the model untouched, for bits that were not calibrated and,
+    unless `strict` is False, for a plan with entries that name nothing in the model (see `PrecisionPlan.unmatched`).
     """
-    layers, attentions, products = Parts.of(model)
-    assigned = _assigned(precision, {**layers, **products}, attentions, strict)
-    chosen = _chosen(layers, assigned)
-    kept = {path: _kept_width(planned) for path, planned in assigned.items() if path in attentions}
-    operands = {path: _width_of(products[path], planned) for path, planned in assigned.items() if path in products}
-    if any(bits is not None for bits in (*kept.values(), *operands.values())):
-        install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
-    for layer, bits, activation_bits in chosen:
-        layer.run_at(bits, activation_bits)
-    for path, bits in kept.items():
-        attentions[path].bits = bits
-    for path, bits in operands.items():
-        products[path].bits = bits
+    settings = Parts.of(model).settings(precision, strict)
+    _install(model, settings)
+    with _SWITCHING:
+        change(settings)
 
 
 def precision_of(model: nn.Module) -> PrecisionPlan:
-    """The plan in force."""
-    layers, attentions, products = Parts.of(model)
-    linears = {path: _planned(layer) for path, layer in layers.items()}
-    operands = {path: each.bits for path, each in products.items()}
-    return PrecisionPlan({**linears, **{path: each.bits for path, each in attentions.items()}, **operands})
+    """Return the plan in force in the thread or asyncio task that asks."""
+    linears, attentions, operands = Parts.of(model)
+    plan: dict[str, PlannedWidth] = {path: _planned(layer) for path, layer in linears.items()}
+    plan |= {path: each.bits for path, each in attentions.items()}
+    return PrecisionPlan(plan | {path: each.bits for path, each in operands.items()})
 
 
 @contextmanager
 def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Run the enclosed code at `precision`; what was in force before is restored, also after an exception."""
-    before = precision_of(model)
-    set_precision(model, precision)
-    try:
+    """Run the enclosed code at `precision`, in this thread or asyncio task alone; see `set_precision` for the values.
+
+    Other threads run at theirs meanwhile. Threads that begin within start at the model's default, asyncio tasks at this
+    precision.
+    """
+    parts = Parts.of(model)
+    settings = parts.settings(precision)
+    _install(model, settings)
+    with scope({part: part.setting for part in parts.all()} | settings):
         yield
-    finally:
-        set_precision(model, before)
 
 
 @contextmanager
 def rounded_to_nearest(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Run the enclosed code with plain rounding to nearest: the baseline, at the same granularity.
+    """Run the enclosed code with plain rounding to nearest, the baseline, at the same granularity, in this thread
+    alone.
 
-    Linears that `precision` does not name run at full precision.
+    Parts that `precision` does not name run at full precision; keys and values are quantized as ever.
     """
-    layers, attentions, products = elastic_linears(model), key_values(model), attention_operands(model)
-    assigned = _assigned(precision, {**layers, **products}, attentions)
-    with ExitStack() as stack:
-        stack.enter_context(at_precision(model, {path: assigned[path] for path in attentions if path in assigned}))
-        for path, layer in layers.items():
-            bits, activation_bits = _widths_of(layer, assigned[path]) if path in assigned else (None, None)
-            stack.enter_context(nearest([layer], bits, activation_bits))
-        for path, each in products.items():
-            width = _width_of(each, assigned[path]) if path in assigned else None
-            stack.enter_context(nearest([], None, width, [each]))
+    parts = Parts.of(model)
+    settings = parts.settings(precision)
+    _install(model, settings)
+    for layer in parts.linears.values():
+        given = settings.get(layer)
+        settings[layer] = layer.nearest_at(None, None) if given is None else layer.nearest_at(*given[:2])
+    for each in parts.operands.values():
+        settings[each] = settings.get(each, OperandSetting(None))._replace(unclipped=True)
+    with scope({part: part.setting for part in parts.all()} | settings):
         yield
 
 
 def prefetch(model: nn.Module, precision: Precision) -> "Future[int]":
     """Derive, beside whatever else runs, the weights that `precision` needs, so that a switch to it costs nothing.
 
-    What is resident and not in force makes room; where room is short, weights that are left out are derived when they
-    are first used. The result is how many linears have their weight resident now. Raises as `set_precision` does.
+    Weights that are resident and not in force make room; where room is short, those left out are derived when they are
+    first used. The result is how many linears have their weight resident now. Raises as `set_precision` does.
     """
-    layers, attentions, products = Parts.of(model)
-    assigned = _assigned(precision, {**layers, **products}, attentions)
-    wanted = _chosen(layers, assigned)
+    parts = Parts.of(model)
+    wanted = [(part, setting) for part, setting in parts.settings(precision).items() if isinstance(part, ElasticLinear)]
     in_force = {key for key, _ in _in_force(model)}
-    weight_cache = next(iter(layers.values())).weight_cache
+    cache = next(iter(parts.linears.values())).weight_cache
 
     def derive() -> int:
-        forms = [layer.form(bits, activation_bits) for layer, bits, activation_bits in wanted]
-        return sum(
-            weight_cache.prefetch(*form, in_force) for form in forms if weight_cache is not None and form is not None
-        )
+        forms = [layer.resident_form(setting) for layer, setting in wanted]
+        return sum(cache.prefetch(*form, in_force) for form in forms if cache is not None and form is not None)
 
     return _AHEAD.submit(derive)
 
@@ -149,26 +170,50 @@ def make_resident(model: nn.Module) -> int:
 
     Returns the bytes of all weights in force that are derived.
     """
-    weight_cache = next(iter(Parts.of(model).linears.values())).weight_cache
-    return 0 if weight_cache is None else sum(weight_cache.get(*form).nbytes for form in _in_force(model))
+    cache = next(iter(Parts.of(model).linears.values())).weight_cache
+    return 0 if cache is None else sum(cache.get(*form).nbytes for form in _in_force(model))
 
 
 def _in_force(model: nn.Module) -> Iterator[tuple[Key, Callable[[int], Sized]]]:
-    """What the next forward pass needs resident, and how it is made."""
+    """Yield what the next forward pass needs resident, and what derives it."""
     for layer in Parts.of(model).linears.values():
-        form = layer.form(layer.bits, layer.activation_bits)
+        form = layer.resident_form(layer.setting)
         if form is not None:
             yield form
 
 
 def keep_weights(model: nn.Module, budget: int | None) -> WeightCache:
-    """Keep derived weights between forward passes within `budget` bytes (None: no limit)."""
-    weight_cache = WeightCache(budget)
+    """Keep derived weights of a model between forward passes within `budget` bytes (None: no limit)."""
+    cache = WeightCache(budget)
+    if getattr(model, LOADED, None) is None:
+        model.register_forward_pre_hook(_enter)
+        model.register_forward_hook(_leave, always_call=True)
     setattr(model, LOADED, None)
     setattr(model, LOADED, Parts.of(model))
     for layer in elastic_linears(model).values():
-        layer.weight_cache = weight_cache
-    return weight_cache
+        layer.weight_cache = cache
+    return cache
+
+
+def _enter(model: nn.Module, args: Any) -> None:
+    """Begin a forward pass: what it runs at does not change any more."""
+    if not torch.compiler.is_compiling():
+        with _SWITCHING:
+            settings = {part: part.default for part in Parts.of(model).all()}
+        enter_pass(settings)
+
+
+def _leave(model: nn.Module, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        leave_pass()
+
+
+def _install(model: nn.Module, settings: Mapping[Adjustable[Any], Any]) -> None:
+    """Let attention run through its parts where any of these settings asks for that."""
+    bits = [setting for part, setting in settings.items() if isinstance(part, KeyValues)]
+    bits += [setting.bits for part, setting in settings.items() if isinstance(part, AttentionOperands)]
+    if any(each is not None for each in bits):
+        install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
 
 
 def _assigned(
@@ -225,7 +270,7 @@ def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tupl
 
 
 def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
-    """The width of activations that is meant; None is full precision."""
+    """Return the bit-width of activations that is meant; None is full precision."""
     if widths.activations is None:
         return calibrated.bits_for(None if widths.weights == FULL else widths.weights)
     if widths.activations == FULL:
@@ -242,9 +287,9 @@ def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
     return widths.activations
 
 
-def _width_of(products: AttentionOperands, planned: PlannedWidth) -> int | None:
-    """The width of an attention's operands that a plan's entry means; None is full precision."""
-    return _activation_width(products.spec, Widths.parse(planned))
+def _operand_bits(operands: AttentionOperands, planned: PlannedWidth) -> int | None:
+    """Return the bit-width of an attention's operands that a plan's entry means; None is full precision."""
+    return _activation_width(operands.spec, Widths.parse(planned))
 
 
 def _kept_width(planned: PlannedWidth) -> int | None:

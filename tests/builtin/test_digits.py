@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 from quept import builtin, load_recipe
 from quept.data import load_images
 from quept.evaluation import evaluate_accuracy
-from quept.layers import replace_linears
+from quept.layers.replace import elastic_like, replace_linears
 from quept.models.images import open_image_processor
 
 MAX_PACKAGE_DATA = 1_000_000
@@ -39,7 +39,7 @@ def evaluation(processor):
     model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32, local_files_only=True)
     recipe = load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=(), store={})
     linears = [name for name, module in model.vit.named_modules() if isinstance(module, torch.nn.Linear)]
-    replace_linears(model.vit, "vit", linears, recipe.weight_spec)
+    replace_linears(model.vit, "vit", dict.fromkeys(linears, recipe.weight_spec), {}, elastic_like)
     source = load_images(builtin.test_images_path(), processor)
     return evaluate_accuracy(model, source.batches(100), (2, 8), calibrated=False, baseline=True)
 

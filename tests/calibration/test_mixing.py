@@ -10,8 +10,13 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import ModelStem
 from quept.calibration.merge import advance
 from quept.calibration.mixing import Mixture, draw_mixture
+from quept.calibration.ranges import init_ranges
 from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.tools import Tools
 from quept.config import Adapter, Granularity, Mixing, Reconstruction
+from quept.layers import paths
+from quept.layers.paths import LinearSetting
+from quept.layers.setting import scope
 from quept.models import BlockContext, architecture_of
 from quept.precision import elastic_linears
 
@@ -40,11 +45,14 @@ def first_block(model, windows, settings):
     module = architecture.block_list(model)[0]
     block = CalibrationBlock(module, context, settings, call, CPU, torch.float32)
     block.round_to_stored()
+    ones = {path: torch.ones(1, linear.in_features) for path, linear in block.trainable.items()}
+    init_ranges(block, ones, torch.Generator().manual_seed(0))
+    block.freeze()
     return block, stem.hidden_states(windows)
 
 
 def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model, windows):
-    settings = recipe(mixing=Mixing(bits=(2, 8), share=0.3))
+    settings = recipe(mixing=Mixing(bits=(2, 8), probability=0.3))
     block, _ = first_block(tiny_model("llama"), windows, settings)
     generator = torch.Generator().manual_seed(0)
     drawn = [draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(400)]
@@ -63,7 +71,7 @@ def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model
 
 
 def test_blocks_before_the_start_are_not_mixed(tiny_model, windows):
-    settings = recipe(mixing=Mixing(bits=(2,), share=0.5, start=0.5))
+    settings = recipe(mixing=Mixing(bits=(2,), probability=0.5, start=0.5))
     block, _ = first_block(tiny_model("llama"), windows, settings)
     generator = torch.Generator().manual_seed(0)
     assert block.context.blocks == 2
@@ -77,19 +85,23 @@ def test_a_block_runs_with_each_linear_at_the_width_of_the_mixture(tiny_model, w
     others = {"mlp.down_proj": 3, "self_attn.o_proj": 8}
     with torch.no_grad():
         mixed = block.run(hidden, 2, others)
-        for path, linear in block.linears.items():
-            linear.override = linear.derive(others.get(path, 2))
-        assert torch.equal(mixed, block.run(hidden, None))
+        weights = {path: linear.derive(others.get(path, 2)) for path, linear in block.linears.items()}
+        block.run(hidden, None)
+        given = {
+            linear: LinearSetting(None, None, paths.given, weights[path]) for path, linear in block.linears.items()
+        }
+        with scope(given):
+            assert torch.equal(mixed, block.run(hidden, None))
 
 
 def test_streams_of_mixed_widths_alone_are_another(tiny_model, windows, tmp_path):
     moved_on = {}
     for share in (0.0, 0.2):
-        settings = recipe(mixing=Mixing(bits=(2,), share=share))
+        settings = recipe(mixing=Mixing(bits=(2,), probability=share))
         block, hidden = first_block(tiny_model("llama"), windows, settings)
         streams = [Stream(hidden.clone(), CPU) for _ in settings.groups.groups]
         generator, store = torch.Generator().manual_seed(0), StreamStore(2**30, tmp_path, CPU)
-        advance(block, streams, store, settings.groups, settings.merging, generator, 4, settings.reconstruction)
+        streams = advance(block, streams, settings.reconstruction, generator, Tools.plain(store, 4))
         moved_on[share] = [stream.read(slice(None)) for stream in streams]
         at_two = block.run(hidden, 2)
     assert torch.equal(moved_on[0.0][0], moved_on[0.2][0])
@@ -105,7 +117,7 @@ def test_streams_of_mixed_widths_alone_are_another(tiny_model, windows, tmp_path
 def calibrated(tiny_model, windows, tmp_path_factory):
     def calibrate(share):
         out = tmp_path_factory.mktemp("mixed") / "out"
-        settings = recipe(mixing=Mixing(bits=(2,), share=share))
+        settings = recipe(mixing=Mixing(bits=(2,), probability=share))
         return quept.load(quept.calibrate(tiny_model("llama"), out, data=windows, recipe=settings).directory)
 
     return calibrate(0.0), calibrate(0.4)
@@ -122,7 +134,7 @@ def test_a_mixed_width_and_the_next_learn_otherwise_and_the_rest_the_same_bit_fo
 def test_linears_move_to_a_width_that_does_not_train_without_changing_it(bits, tiny_model, windows, tmp_path):
     def calibrate(share):
         settings = quept.load_recipe("best").with_bits(bits)
-        mixing = Mixing(bits=(2,), share=share)
+        mixing = Mixing(bits=(2,), probability=share)
         training = settings.reconstruction.updated(epochs=2, batch_size=4, train_every=(0, 1), mixing=mixing)
         settings = settings.updated(reconstruction=training)
         out = tmp_path / str(share)

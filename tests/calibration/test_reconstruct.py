@@ -1,6 +1,7 @@
 """What training a block moves, and what it must leave alone."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ import quept
 from quept.calibration import forward
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import ModelHead, ModelStem
-from quept.calibration.clock import Clock
 from quept.calibration.forward import CompiledForward, EagerForward
 from quept.calibration.merge import advance
+from quept.calibration.methods import Clipping, LearnedRounding
 from quept.calibration.objective import output_error, prediction_error
-from quept.calibration.reconstruct import expected_draws, reconstruct
+from quept.calibration.ranges import init_ranges
+from quept.calibration.reconstruct import Training, expected_draws, reconstruct
 from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.tools import Tools
 from quept.config import Adapter, BitGroups, Granularity, Recipe, Reconstruction
 from quept.models import BlockContext, architecture_of
 from quept.numerics import affine
@@ -55,26 +58,19 @@ def trained(model, windows, settings: Recipe, noise: float):
     """The first block's weights at every width after training, with noise in the lowest group's input alone."""
     block, hidden = first_block(model, windows, settings)
     targets = Stream(block.run(hidden).detach(), CPU)
-    generator = torch.Generator().manual_seed(0)
-    for linear in block.linears.values():
-        linear.reset_adapter(generator)
+    init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))
     streams = [Stream(hidden.clone(), CPU) for _ in settings.groups.groups]
     streams[-1] = Stream(hidden + noise * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1)), CPU)
-    reconstruct(
-        block,
-        streams,
-        targets,
-        settings.trained_groups,
-        settings.reconstruction,
-        output_error("mse"),
-        EagerForward(),
-        torch.Generator().manual_seed(2),
-        Clock(),
-        lambda *_: None,
-    )
+    training = Training(settings.trained_groups, settings.reconstruction, output_error("mse"), seeded(2))
+    reconstruct(block, streams, targets, training, Tools.plain(StreamStore(2**20, Path(), CPU)))
+    block.freeze()
     return {
         bits: {name: linear.derive(bits).detach() for name, linear in block.linears.items()} for bits in settings.bits
     }
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(("isolated", "untouched"), [(True, True), (False, False)])
@@ -137,17 +133,20 @@ def test_planes_are_stored_once_per_chosen_width_and_rebuild_the_calibrated_code
 def test_settling_keeps_every_code_that_training_ended_with(family, tiny_model, windows):
     settings = recipe()
     block, _ = first_block(tiny_model(family), windows, settings)
-    generator = torch.Generator().manual_seed(3)
-    for linear in block.linears.values():
-        offsets = linear.learn_rounding()
+    ones = {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}
+    init_ranges(block, ones, seeded(3))
+    before, generator = {}, seeded(3)
+    for path, linear in block.trainable.items():
+        offsets = linear.trainable.method(LearnedRounding).offsets
         assert set(offsets) == {2, 3, 4}
         for offset in offsets.values():
             offset.data.uniform_(-0.5, 0.5, generator=generator)
-        before = {bits: linear.codes(bits)[0] for bits in WIDTHS}
-        linear.freeze()
-        assert not linear.offsets
+        before[path] = {bits: linear.trainable.derive(bits).detach() for bits in WIDTHS}
+    block.freeze()
+    assert not block.trainable
+    for path, linear in block.linears.items():
         for bits in WIDTHS:
-            assert torch.equal(linear.codes(bits)[0], before[bits])
+            assert torch.equal(linear.derive(bits), before[path][bits])
 
 
 def test_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows, tmp_path):
@@ -168,22 +167,33 @@ def test_draws_follow_cadence_and_group_size():
 @pytest.mark.parametrize("bits", [2, 8])
 def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits, tiny_model, windows):
     block, hidden = first_block(tiny_model(family), windows, recipe())
-    exact = block.run(hidden, bits)
-    for linear in block.linears.values():
-        linear.clipping[str(bits)].requires_grad_(True)
+    init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))
+
+    def run() -> torch.Tensor:
+        for linear in block.trainable.values():
+            linear.current = linear.trainable.derive(bits)
+        return block.call(block.module, hidden)
+
+    exact = run().detach()
     with block.multiplying(torch.bfloat16):
-        half = block.run(hidden, bits)
+        half = run()
     assert half.dtype == torch.float32
-    assert 0 < float((half - exact).detach().norm() / exact.detach().norm()) < 0.02
+    assert 0 < float((half - exact).detach().norm() / exact.norm()) < 0.02
     half.square().mean().backward()
-    assert all(linear.clipping[str(bits)].grad.dtype == torch.float32 for linear in block.linears.values())
-    assert torch.equal(block.run(hidden, bits), exact)
+    logits = [linear.trainable.method(Clipping).logits[bits] for linear in block.trainable.values()]
+    assert all(each.grad.dtype == torch.float32 for each in logits)
+    assert torch.equal(run().detach(), exact)
+    block.freeze()
+    with torch.no_grad():
+        assert torch.equal(block.run(hidden, bits), exact)
 
 
 @pytest.mark.parametrize("strategy", ["per-group", "selective", "single-width"])
 def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows, tmp_path):
     settings = recipe(merging={"strategy": strategy, "single_width": 8})
     block, hidden = first_block(tiny_model("llama"), windows, settings)
+    init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))
+    block.freeze()
 
     def moved_on(*bfloat16_bits: int) -> list[torch.Tensor]:
         one = Stream(hidden.clone(), CPU)
@@ -191,8 +201,8 @@ def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model,
         streams = [Stream(hidden.clone(), CPU) if separate else one for _ in settings.groups.groups]
         generator, store = torch.Generator().manual_seed(0), StreamStore(2**30, tmp_path, CPU)
         training = settings.reconstruction.updated(bfloat16_bits=bfloat16_bits)
-        advance(block, streams, store, settings.groups, settings.merging, generator, 4, training)
-        return [stream.read(slice(None)) for stream in streams]
+        advanced = advance(block, streams, training, generator, Tools.plain(store, 4))
+        return [stream.read(slice(None)) for stream in advanced]
 
     exact, half = moved_on(), moved_on(2, 8)
     for group, one, other in zip(settings.groups.groups, exact, half, strict=True):
@@ -302,18 +312,17 @@ def test_a_compiled_pass_gives_what_the_plain_one_gives(activation_bits, tiny_mo
     block, hidden = first_block(tiny_model("llama", num_hidden_layers=1), windows, recipe(**rotation))
     notes, found = [], []
     for run in (EagerForward(), CompiledForward(notes.append)):
-        for layer in block.linears.values():
-            layer.offsets.clear()
-            layer.learn_rounding()
-            layer.override = run.weight(layer, 2)
-        learned = [layer.offsets[2] for layer in block.linears.values()]
+        init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))
+        for layer in block.trainable.values():
+            layer.current = run.weight(layer.trainable, 2)
+        learned = [layer.trainable.method(LearnedRounding).offsets[2] for layer in block.trainable.values()]
         for each in block.inputs if activation_bits else ():
             learned.append(each.quantizer.clipping["2"].requires_grad_(True))
             each.quantizer.override = each.quantizer.grid(2)
         output = run(block.call, block.module, hidden)
         found.append((output.detach(), torch.autograd.grad(output.square().mean(), learned)))
-        for layer in block.linears.values():
-            layer.override = None
+        for layer in block.trainable.values():
+            layer.current = None
     assert not notes
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
     for compiled, plain in zip(found[1][1], found[0][1], strict=True):

@@ -2,7 +2,7 @@
 
 import torch
 
-from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.stream import StreamStore
 
 CPU = torch.device("cpu")
 
@@ -18,17 +18,16 @@ def test_a_stream_is_rewritten_in_place_where_the_shape_stays(tmp_path):
     store = StreamStore(10**6, tmp_path, CPU)
     stream, states = filled(store)
     before = stream._states
-    store.rewrite(stream, 2, lambda rows: stream.read(rows) * 2)
-    assert stream._states is before
-    assert torch.equal(stream.read(slice(None)), states * 2)
+    replaced = store.replace(stream, 2, lambda rows: stream.read(rows) * 2)
+    assert replaced._states is before
+    assert torch.equal(replaced.read(slice(None)), states * 2)
 
 
 def test_a_stream_takes_the_shape_that_comes_and_its_memory_is_counted_once(tmp_path):
     for budget, where in ((10**6, "in_memory"), (0, "in_files")):
         store = StreamStore(budget, tmp_path, CPU)
         stream, states = filled(store)
-        held: Stream = stream
-        store.rewrite(stream, 2, lambda rows, stream=stream: stream.read(rows)[:, :2].repeat(1, 1, 2))
+        held = store.replace(stream, 2, lambda rows, stream=stream: stream.read(rows)[:, :2].repeat(1, 1, 2))
         assert held.shape == (2, 12)
         assert torch.equal(held.read(slice(None)), states[:, :2].repeat(1, 1, 2))
         assert getattr(store, where) == 5 * 2 * 12 * 4

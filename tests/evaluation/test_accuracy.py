@@ -11,7 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import quept
 from quept.errors import InvalidInput
 from quept.evaluation import accuracy, classifier, compare, evaluate_accuracy
-from quept.layers import replace_linears
+from quept.layers.replace import elastic_like, replace_linears
 from quept.precision import at_precision, precision_of, rounded_to_nearest
 
 CLASSES, IMAGES = 7, 30
@@ -188,7 +188,9 @@ def elastic_vit(tiny_vit):
     recipe = quept.load_recipe("best").updated(adapter={"kind": "none"}, learned_rounding=(), store={})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
-        for layer in replace_linears(tiny_vit.vit, "vit", linears, recipe.weight_spec).values():
+        for layer in replace_linears(
+            tiny_vit.vit, "vit", dict.fromkeys(linears, recipe.weight_spec), {}, elastic_like
+        ).values():
             for name, parameter in layer.named_parameters():
                 if name not in ("weight", "bias"):
                     parameter.sub_(torch.rand_like(parameter).mul(3))

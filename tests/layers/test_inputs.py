@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from quept.config import Activations, Adapter, BitGroups, Granularity, WeightSpec
-from quept.layers import ElasticInput, Execution, WeightCache, learned_names, nearest, replace_linears, stored_tensors
+from quept.layers import ElasticInput, Execution, WeightCache, learned_names, nearest, stored_tensors
+from quept.layers.replace import elastic_like, replace_linears
 from quept.numerics import integer
 from quept.numerics.hadamard import Rotation
 
@@ -32,7 +33,7 @@ def block(transform=None, bits=(4, 8)):
     torch.manual_seed(0)
     module = nn.ModuleDict({name: nn.Linear(SIZE, 3) for name in ("q", "k")})
     shared = ElasticInput(Activations(bits=bits), ("b.q", "b.k"), transform, torch.device("cpu"))
-    replace_linears(module, "b", ("q", "k"), SPEC, {"q": shared, "k": shared})
+    replace_linears(module, "b", {"q": SPEC, "k": SPEC}, {"q": shared, "k": shared}, elastic_like)
     return module
 
 
@@ -54,7 +55,7 @@ def test_readers_share_one_computation_and_see_the_same_as_alone():
     outputs = [linear(states) for linear in module.values()]
     assert transform.calls == 1
     for linear, output in zip(module.values(), outputs, strict=True):
-        inputs = linear.input._rounded(states, 4)
+        inputs = linear.input._rounded(states, 4, False)
         assert torch.equal(output, nn.functional.linear(inputs, linear.derive(8), linear.bias))
 
 

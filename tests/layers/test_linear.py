@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from naive import clamp
 from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from quept.config import Adapter, BitGroups, Granularity, WeightSpec
 from quept.errors import InvalidInput
-from quept.layers import ElasticLinear, WeightCache, replace_linears
+from quept.layers import ElasticLinear, WeightCache, nearest
 from quept.layers.linear import weight_of
+from quept.layers.replace import elastic_like, replace_linears
 from quept.numerics import affine
 
 WIDTHS = range(2, 9)
@@ -33,8 +33,9 @@ def elastic(entry="weight", kind="cascade", *, learned=True, dtype=torch.float32
     with torch.no_grad():
         for parameter in linear.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    layer = ElasticLinear.from_linear(linear.to(dtype), spec_for(entry, kind), "block.linear")
-    layer.reset_adapter(generator)
+    layer = ElasticLinear.like(linear.to(dtype), spec_for(entry, kind), "block.linear")
+    with torch.no_grad():
+        layer.A.copy_(torch.empty(layer.A.shape).uniform_(-(IN**-0.5), IN**-0.5, generator=generator))
     if learned:
         with torch.no_grad():
             layer.B.copy_(torch.randn(layer.B.shape, generator=generator))
@@ -120,7 +121,6 @@ def test_the_weight_at_every_width_equals_the_methods_formulas(entry, kind):
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_dequantized_codes_equal_the_derived_weight_bit_for_bit(entry, dtype):
     layer = elastic(entry, dtype=dtype)
-    layer.B.requires_grad_(True)
     for bits in WIDTHS:
         codes, grid = layer.codes(bits)
         assert codes.dtype == torch.uint8
@@ -143,18 +143,6 @@ def test_nearest_is_the_rounding_of_the_weight_before_it_was_smoothed():
         assert torch.equal(layer.nearest(bits) / scale, plain.nearest(bits))
 
 
-def test_soft_rounding_in_training_starts_at_the_weight_and_returns_its_shares():
-    layer = unclipped(elastic("rounding", learned=False))
-    assert layer.trains_softly(4)
-    assert not elastic("rounding", "none").trains_softly(4)
-    assert not elastic("weight").trains_softly(4)
-    soft, up = layer.derive_soft(4)
-    within = 0.5 * layer.codes(4)[1].scale.squeeze(1)  # the grid's ends may lie half a step inside the range
-    assert bool(((soft - layer.weight).abs() <= within * 1.001).all())
-    assert float((soft - layer.weight).abs().median()) < 1e-5
-    assert up.numel() == layer.weight.numel()
-
-
 def test_scales_per_row_count_the_ragged_last_group():
     layer = elastic()
     assert [layer.scales_per_row(bits) for bits in (2, 3, 4, 8)] == [3, 3, 1, 1]
@@ -162,25 +150,17 @@ def test_scales_per_row_count_the_ragged_last_group():
 
 def test_a_rank_above_the_layers_size_is_refused_with_its_name():
     linear = nn.Linear(IN, OUT)
-    assert ElasticLinear.from_linear(linear, spec_for(rank=OUT), "block.linear").A.shape[0] == 4 * OUT
+    assert ElasticLinear.like(linear, spec_for(rank=OUT), "block.linear").A.shape[0] == 4 * OUT
     with pytest.raises(InvalidInput, match=rf"rank {OUT + 1} .*block\.linear, {OUT} x {IN}; .*at most {OUT}\."):
-        ElasticLinear.from_linear(linear, spec_for(rank=OUT + 1), "block.linear")
+        ElasticLinear.like(linear, spec_for(rank=OUT + 1), "block.linear")
     # Without an adapter no rank is needed, so none is too large.
-    ElasticLinear.from_linear(linear, spec_for(kind="none", rank=1000), "block.linear")
+    ElasticLinear.like(linear, spec_for(kind="none", rank=1000), "block.linear")
 
 
 def test_a_width_that_was_not_calibrated_cannot_be_derived():
-    layer = ElasticLinear.from_linear(nn.Linear(IN, OUT), spec_for(bits=(2, 4)), "block.linear")
+    layer = ElasticLinear.like(nn.Linear(IN, OUT), spec_for(bits=(2, 4)), "block.linear")
     with pytest.raises(InvalidInput, match=r"3 bits are not in the calibrated set \[2, 4\]"):
         layer.derive(3)
-
-
-def test_the_adapter_is_drawn_from_its_seed_within_the_kaiming_bound():
-    first, again, other = (elastic(learned=False, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first.A, again.A)
-    assert not torch.equal(first.A, other.A)
-    bound = IN**-0.5
-    assert 0.8 * bound < float(first.A.abs().max()) <= bound
 
 
 # The forward pass
@@ -196,15 +176,16 @@ def test_the_forward_pass_multiplies_by_the_weight_in_force_and_adds_the_bias(bi
         layer.bits = bits
         weight = layer.weight if bits is None else layer.derive(bits)
         torch.testing.assert_close(layer(hidden), hidden @ weight.T + offset)
-    layer.override = torch.zeros(OUT, IN)
-    torch.testing.assert_close(layer(hidden), offset.expand(2, 3, OUT))
+    with nearest([layer], 3, None):
+        torch.testing.assert_close(layer(hidden), hidden @ layer.nearest(3).T + offset)
+    assert layer.bits == 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_new_layer_runs_at_full_precision_like_the_linear_it_came_from(dtype):
     linear = nn.Linear(IN, OUT).to(dtype)
     hidden = torch.randn(3, IN, dtype=dtype)
-    layer = ElasticLinear.from_linear(linear, spec_for(), "x")
+    layer = ElasticLinear.like(linear, spec_for(), "x")
     assert torch.equal(layer(hidden), linear(hidden))
 
 
@@ -223,7 +204,7 @@ def test_a_conv1d_becomes_a_layer_with_the_same_output():
     nn.init.normal_(conv.weight)
     nn.init.normal_(conv.bias)
     hidden = torch.randn(2, 3, IN)
-    layer = ElasticLinear.from_linear(conv, spec_for(), "x")
+    layer = ElasticLinear.like(conv, spec_for(), "x")
     assert (layer.out_features, layer.in_features) == (OUT, IN)
     assert layer.weight.is_contiguous()
     torch.testing.assert_close(layer(hidden), conv(hidden))
@@ -235,7 +216,7 @@ def test_replacing_linears_leaves_the_blocks_function_and_its_other_modules():
     block.add_module("inner", nn.Sequential(nn.Linear(OUT, OUT), nn.GELU()))
     hidden = torch.randn(2, IN)
     before, gelu = block(hidden), block.inner[1]
-    replaced = replace_linears(block, "layers.3", ("first", "inner.0"), spec_for())
+    replaced = replace_linears(block, "layers.3", dict.fromkeys(("first", "inner.0"), spec_for()), {}, elastic_like)
     assert {name: layer.path for name, layer in replaced.items()} == {
         "first": "layers.3.first",
         "inner.0": "layers.3.inner.0",
@@ -244,70 +225,6 @@ def test_replacing_linears_leaves_the_blocks_function_and_its_other_modules():
     assert block.inner[0] is replaced["inner.0"]
     assert block.inner[1] is gelu
     assert torch.equal(block(hidden), before)
-
-
-# Gradients
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_gradients_reach_only_the_slice_and_the_clipping_of_the_width_in_use(bits):
-    layer = elastic()
-    factors, clipping = layer.adapter_factors(), list(layer.clipping.values())
-    assert {id(p) for p in factors} == {id(layer.A), id(layer.B)}
-    assert len(clipping) == len(WIDTHS)
-    for parameter in factors + clipping:
-        parameter.requires_grad_(True)
-    layer.bits = bits
-    upstream = torch.randn(4, OUT, generator=torch.Generator().manual_seed(2))
-    (layer(torch.randn(4, IN, generator=torch.Generator().manual_seed(3))) * upstream).sum().backward()
-    used = RANK * (layer.spec.groups.index(bits) + 1)
-    assert bool(layer.A.grad[:used].any(1).all())
-    assert bool(layer.B.grad[:, :used].any(0).all())
-    assert not layer.A.grad[used:].any()
-    assert not layer.B.grad[:, used:].any()
-    for name, logits in layer.clipping.items():
-        assert (logits.grad is not None) == (name == str(bits))
-    assert bool(layer.clipping[str(bits)].grad.flatten(1).any(1).all())
-    assert layer.weight.grad is None
-    assert layer.bias.grad is None
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_gradients_equal_those_of_the_methods_formula_in_plain_autograd(bits):
-    layer = elastic()
-    used = RANK * (layer.spec.groups.index(bits) + 1)
-    names = ("A", "B", f"clipping.{bits}")
-    leaves = [layer.get_parameter(name).requires_grad_(True) for name in names]
-    upstream = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(2))
-    got = torch.autograd.grad(layer.derive(bits), leaves, upstream)
-
-    factor_a, factor_b, logits = (leaf.detach().double().requires_grad_(True) for leaf in leaves)
-    moved = layer.weight.double() + factor_b[:, :used] @ factor_a[:used]
-    columns = []
-    size = GROUP_SIZE if bits in (2, 3) else IN
-    for group, part in enumerate(moved.split(size, dim=1)):
-        low = torch.sigmoid(logits[0, :, group]) * part.amin(1).clamp_max(0)
-        high = torch.sigmoid(logits[1, :, group]) * part.amax(1).clamp_min(0)
-        scale = ((high - low) / (2**bits - 1)).unsqueeze(1)
-        start, steps = -low.unsqueeze(1) / scale, part / scale
-        zero_point = start + (start.round() - start).detach()
-        steps = steps + (steps.round() - steps).detach()
-        columns.append(scale * (clamp(steps + zero_point, 0, 2**bits - 1) - zero_point))
-    expected = torch.autograd.grad(torch.cat(columns, 1), (factor_a, factor_b, logits), upstream.double())
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(("kind", "moves"), [("cascade", True), ("shared", True), ("independent", False)])
-def test_training_a_low_width_moves_a_high_one_only_through_a_shared_slice(kind, moves):
-    layer = elastic(kind=kind)
-    before = {bits: layer.derive(bits).detach() for bits in (2, 8)}
-    factors = layer.adapter_factors()
-    optimizer = torch.optim.SGD([p.requires_grad_(True) for p in factors], lr=0.5)
-    (layer.derive(2) - layer.weight).abs().sum().backward()
-    optimizer.step()
-    assert not torch.equal(layer.derive(2), before[2])
-    assert torch.equal(layer.derive(8), before[8]) == (not moves)
 
 
 # What must stay in float32
@@ -344,7 +261,7 @@ def test_changing_the_dtype_leaves_the_learned_parameters_exactly_as_they_are(co
 
 
 def counted(layer):
-    """The layer with a weight_cache, and the list of widths it has derived."""
+    """The layer with a weight cache, and the list of bit-widths it has derived."""
     derived, original = [], layer.derive
 
     def derive(bits):

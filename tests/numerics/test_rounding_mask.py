@@ -15,7 +15,7 @@ def case(bits, inputs=20, seed=0):
 def test_a_plane_rebuilds_the_codes_of_any_offset_bit_for_bit(bits):
     grouped, to, offset = case(bits)
     plane = rounding_mask.flipped(grouped, to, offset)
-    rebuilt = rounding_mask.plane_offset(grouped, to, plane)
+    rebuilt = rounding_mask.mask_offset(grouped, to, plane)
     assert 0 < int(plane.sum()) < plane.numel()
     assert torch.equal(affine.codes(grouped, to, rebuilt), affine.codes(grouped, to, offset))
     assert torch.equal(affine.fake_quantize(grouped, to, rebuilt), affine.fake_quantize(grouped, to, offset))
@@ -25,8 +25,8 @@ def test_a_plane_rebuilds_the_codes_of_any_offset_bit_for_bit(bits):
 def test_a_plane_of_zeros_is_rounding_to_nearest_and_one_of_ones_the_other_neighbour(bits):
     grouped, to, _ = case(bits)
     nearest = affine.codes(grouped, to).int()
-    zeros = rounding_mask.plane_offset(grouped, to, torch.zeros_like(grouped, dtype=torch.bool))
-    ones = rounding_mask.plane_offset(grouped, to, torch.ones_like(grouped, dtype=torch.bool))
+    zeros = rounding_mask.mask_offset(grouped, to, torch.zeros_like(grouped, dtype=torch.bool))
+    ones = rounding_mask.mask_offset(grouped, to, torch.ones_like(grouped, dtype=torch.bool))
     assert torch.equal(affine.codes(grouped, to, zeros).int(), nearest)
     other = affine.codes(grouped, to, ones).int()
     free = (grouped / to.scale + to.zero_point - nearest).abs() > 1e-6
@@ -41,7 +41,7 @@ def test_weights_on_a_code_and_exact_halves_keep_a_defined_code():
         offset = torch.full_like(grouped, value)
         plane = rounding_mask.flipped(grouped, to, offset)
         assert not plane[grouped == grouped.round()].any()
-        rebuilt = affine.codes(grouped, to, rounding_mask.plane_offset(grouped, to, plane))
+        rebuilt = affine.codes(grouped, to, rounding_mask.mask_offset(grouped, to, plane))
         on_halves = grouped != grouped.round()
         assert torch.equal(rebuilt[on_halves], affine.codes(grouped, to, offset)[on_halves])
 

@@ -1,8 +1,9 @@
-"""One block under calibration: on the compute device, elastic, run at any width."""
+"""One block under calibration: on the compute device, trainable first, elastic once it is frozen."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch.utils.hooks import RemovableHandle
 
 from quept.assembly import assemble
 from quept.calibration.capture import BlockCall
+from quept.calibration.trainable import TrainableLinear
 from quept.config import Recipe
 from quept.layers import (
     AttentionOperands,
     ElasticInput,
     ElasticLinear,
+    Execution,
     Quantizer,
     WeightCache,
     nearest,
@@ -22,15 +25,21 @@ from quept.layers import (
     stored_tensors,
 )
 from quept.layers.keyvalues import KeyValues
+from quept.layers.replace import put
 from quept.layers.tensors import copy_sharing
 from quept.models import BlockContext
 from quept.models.attention import ATTRIBUTE, PRODUCTS
 from quept.models.checkpoint import cast_parameters
 from quept.transforms import FoldedInput, Transform, transforms_of
 
+Kind = TypeVar("Kind", bound=nn.Module)
+
 
 class CalibrationBlock:
-    """A working copy of a block, elastic, with the call the model makes to it; the model itself is never touched."""
+    """A working copy of a block, with the call the model makes to it; the model itself is never touched.
+
+    `trainable` are its linears until `freeze`, `linears` from then on, both by path in the block.
+    """
 
     def __init__(
         self,
@@ -51,83 +60,86 @@ class CalibrationBlock:
         self.path, self.context, self.recipe = context.path, context, recipe
         self.call, self.device = call.to(device), device
         self.transforms = transforms_of(recipe)
-        self.linears = assemble(self.module, context, recipe, self.transforms)
-        self.moved: dict[str, FoldedInput] = {}
+        self.trainable = assemble(self.module, context, recipe, self.transforms, TrainableLinear.like)
+        self.linears: dict[str, ElasticLinear] = {}
+        self.folded: dict[str, FoldedInput] = {}
 
     @property
     def inputs(self) -> list[ElasticInput]:
-        """What the linears' inputs go through, each once."""
-        return list(dict.fromkeys(linear.input for linear in self.linears.values() if linear.input is not None))
+        """The transforms and roundings in front of the linears, each once."""
+        return list(dict.fromkeys(linear.input for linear in self._layers() if linear.input is not None))
 
     @property
     def key_values(self) -> list[KeyValues]:
-        """What quantizes the block's keys and values, where these are kept."""
+        """The quantization of the block's keys and values, where these are kept."""
         return [found for found in self._attached(ATTRIBUTE) if isinstance(found, KeyValues)]
 
     @property
-    def products(self) -> list[AttentionOperands]:
-        """What rounds the operands of attention's products, where they are rounded."""
+    def operands(self) -> list[AttentionOperands]:
+        """The quantization of attentions' operands, where they are rounded."""
         return [found for found in self._attached(PRODUCTS) if isinstance(found, AttentionOperands)]
 
     @property
     def quantizers(self) -> list[Quantizer]:
-        """What rounds activations in the block, each once."""
-        return quantizers_of(self.linears.values(), self.products)
+        """All quantizers of activations in the block, each once."""
+        return quantizers_of(self._layers(), self.operands)
 
     def replica(self) -> "CalibrationBlock":
-        """Return the same block once more, for a thread of its own.
+        """Return the block once more, for a thread of its own.
 
-        It shares every tensor, and has its own of all that a forward pass sets: widths, overrides, what is kept.
+        It shares every tensor, and has its own of all that a forward pass sets.
         """
-        learning = [tensor for linear in self.linears.values() for tensor in linear.learning()]
+        shared = [tensor for linear in self.trainable.values() for tensor in linear.trainable.state()]
         twin = copy.copy(self)
-        twin.module = copy_sharing(self.module, learning)
-        twin.linears = {path: _linear(twin.module, path) for path in self.linears}
+        twin.module = copy_sharing(self.module, shared)
+        twin.trainable = {path: _layer(twin.module, path, TrainableLinear) for path in self.trainable}
+        twin.linears = {path: _layer(twin.module, path, ElasticLinear) for path in self.linears}
         return twin
 
     def fold(self, transform: Transform, inputs: Mapping[str, Tensor]) -> None:
         """Fold a transform into the weights; see there for `inputs`."""
-        for path, moved in transform.fold(self.module, self.context, inputs).items():
-            scale = self.linears[path].input_scale
-            assert scale is not None
-            scale.copy_(moved.scale)
-            self.moved[path] = moved
+        for path, folded in transform.fold(self.module, self.context, inputs).items():
+            if path in self.trainable:
+                scale = self.trainable[path].input_scale
+                assert scale is not None
+                scale.copy_(folded.scale)
+                self.folded[path] = folded
 
     def multiplied(self, path: str, rows: Tensor) -> Tensor:
-        """Rows `(tokens, in)` from in front of a linear before anything was folded, as its weight now meets them."""
-        given = self.linears[path].input
+        """Return rows `(tokens, in)`, seen in front of a linear before transforms, as its weight now meets them."""
+        given = self.trainable[path].input
         rows = rows if given is None else given.transformed(rows)
-        if path not in self.moved:
+        if path not in self.folded:
             return rows
-        scale, shift = self.moved[path]
+        scale, shift = self.folded[path]
         return (rows if shift is None else rows - shift) / scale
 
     def round_to_stored(self) -> None:
-        """Round all weights to what they will be stored in, so that what ships is what is trained."""
-        stored = {f"{path}.weight" for path, linear in self.linears.items() if linear.master_bits is not None}
-        for linear in self.linears.values():
-            linear.round_master()
+        """Round all weights to what will be stored of them, so that what ships is what is trained."""
+        in_store = {
+            f"{path}.weight" for path, each in self.trainable.items() if each.spec.store.master_bits is not None
+        }
+        for linear in self.trainable.values():
+            linear.trainable.round_master()
         for name, parameter in self.module.named_parameters():
-            if name in self._stored and name not in stored:
+            if name in self._stored and name not in in_store:
                 parameter.data = parameter.data.to(self._stored[name]).to(parameter.dtype)
 
     def freeze(self) -> None:
-        """End the training: what was learned takes the form that it is stored in."""
-        for linear in self.linears.values():
-            linear.freeze()
+        """End the training: elastic layers take the place of the trainable ones."""
+        self._replace({path: linear.freeze() for path, linear in self.trainable.items()})
         self.module.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The block's tensors by path in the model, each once, on the CPU, in the checkpoint's dtypes."""
+        """Return the frozen block's tensors by path in the model, each once, on the CPU, in the checkpoint's dtypes."""
         return {
             f"{self.path}.{name}": tensor.to("cpu", self._stored.get(name, tensor.dtype)).contiguous()
             for name, tensor in stored_tensors(self.module).items()
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave; raises RuntimeError where names or shapes differ."""
-        for linear in self.linears.values():
-            linear.empty()
+        """Freeze the block with what `tensors` gave, untrained; raises RuntimeError where names or shapes differ."""
+        self._replace({path: linear.empty() for path, linear in self.trainable.items()})
         prefix = f"{self.path}."
         given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         if differing := sorted(given.keys() ^ stored_tensors(self.module).keys()):
@@ -135,46 +147,55 @@ class CalibrationBlock:
         self.module.load_state_dict(given, strict=False)
 
     def run(self, hidden: Tensor, bits: int | None = None, others: Mapping[str, int] | None = None) -> Tensor:
-        """The block's output for `(batch, tokens, hidden)` at a width, or (None) at full precision.
+        """Return the block's output for `(batch, tokens, hidden)` at a bit-width, or (None) at full precision.
 
-        `others` are linears whose weights have another width, by path. Activations run at the width that the recipe
-        puts beside `bits`.
+        `others` are linears whose weights have another bit-width, by path. Activations run at the bits that the recipe
+        pairs with `bits`. Before it is frozen, a block runs at full precision alone.
         """
+        if bits is not None and self.trainable:
+            raise RuntimeError("a block runs at a bit-width once it is frozen")
+        activation_bits = self.recipe.activations.bits_for(bits)
         for path, linear in self.linears.items():
-            linear.bits = bits if others is None else others.get(path, bits)
-            linear.activation_bits = self.recipe.activations.bits_for(bits)
-        for products in self.products:
-            products.bits = self.recipe.activations.bits_for(bits)
+            linear.run_at(bits if others is None else others.get(path, bits), activation_bits)
+        for each in self.operands:
+            each.bits = activation_bits
         return self.call(self.module, hidden)
 
     @contextmanager
     def derived_once(self) -> Iterator[None]:
-        """Within: no gradients, and each width's weights are derived once instead of at every run."""
-        with torch.no_grad(), self._residency(WeightCache()):
-            yield
+        """Within: no gradients, and each bit-width's weights are derived once instead of at every run."""
+        cache = WeightCache()
+        for linear in self.linears.values():
+            linear.weight_cache = cache
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for linear in self.linears.values():
+                linear.weight_cache = None
 
     @contextmanager
     def multiplying(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """Within: the linears multiply in `dtype`; what they take and give stays as it is."""
-        for linear in self.linears.values():
-            linear.product_dtype = dtype
+        """Within: the linears multiply in `dtype`; their inputs and outputs stay as they are."""
+        for linear in self._layers():
+            linear.execution = Execution(product_dtype=dtype)
         try:
             yield
         finally:
-            for linear in self.linears.values():
-                linear.product_dtype = None
+            for linear in self._layers():
+                linear.execution = Execution()
 
     @contextmanager
     def rounded_to_nearest(self, bits: int) -> Iterator[None]:
-        """Within: the baseline's weights and activations, whatever width `run` is given."""
-        with nearest(self.linears.values(), bits, self.recipe.activations.bits_for(bits), self.products):
+        """Within: the baseline's weights and activations, whatever bit-width `run` is given."""
+        with nearest(self.linears.values(), bits, self.recipe.activations.bits_for(bits), self.operands):
             yield
 
     @contextmanager
     def observed(self, paths: Iterable[str], tokens: int) -> Iterator[dict[str, Tensor]]:
         """Within: collect up to `tokens` input rows of each linear per run, evenly spaced; yields the collection.
 
-        What else is measured of activations is measured as well: the mean of keys, and operands of attention.
+        The mean of keys and the operands of attention are observed as well.
         """
         seen: dict[str, Tensor] = {}
 
@@ -192,25 +213,23 @@ class CalibrationBlock:
                 stack.callback(observe(path).remove)
             for key_values in self.key_values:
                 stack.enter_context(key_values.measuring_center())
-            for products in self.products:
-                stack.enter_context(products.observing())
+            for each in self.operands:
+                stack.enter_context(each.observing())
             yield seen
+
+    def _layers(self) -> list[TrainableLinear | ElasticLinear]:
+        return [*self.trainable.values(), *self.linears.values()]
+
+    def _replace(self, linears: dict[str, ElasticLinear]) -> None:
+        for path, linear in linears.items():
+            put(self.module, path, linear)
+        self.trainable, self.linears = {}, linears
 
     def _attached(self, name: str) -> list[nn.Module | None]:
         return [getattr(self.module.get_submodule(path), name, None) for path in self.context.attentions]
 
-    @contextmanager
-    def _residency(self, weight_cache: WeightCache) -> Iterator[None]:
-        for linear in self.linears.values():
-            linear.weight_cache = weight_cache
-        try:
-            yield
-        finally:
-            for linear in self.linears.values():
-                linear.weight_cache = None
 
-
-def _linear(module: nn.Module, path: str) -> ElasticLinear:
-    linear = module.get_submodule(path)
-    assert isinstance(linear, ElasticLinear)
-    return linear
+def _layer(module: nn.Module, path: str, kind: type[Kind]) -> Kind:
+    layer = module.get_submodule(path)
+    assert isinstance(layer, kind)
+    return layer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quept.calibration.capture import BlockCall
-from quept.layers import ElasticLinear
+from quept.calibration.trainable import TrainableWeight
 from quept.models.checkpoint import first_line
 from quept.numerics import affine
 
@@ -23,8 +23,8 @@ class ForwardPass(Protocol):
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
         """The block's output, `(batch, tokens, hidden)`."""
 
-    def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
-        """The layer's weight at a width, `(out, in)`."""
+    def weight(self, weight: TrainableWeight, bits: int) -> Tensor:
+        """Return a weight at `bits`, `(out, in)`."""
 
     @property
     def compiles(self) -> bool:
@@ -47,9 +47,9 @@ class EagerForward:
         """The block's output, `(batch, tokens, hidden)`."""
         return call(module, hidden)
 
-    def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
-        """The layer's weight at a width, `(out, in)`."""
-        return layer.derive(bits)
+    def weight(self, weight: TrainableWeight, bits: int) -> Tensor:
+        """Return a weight at `bits`, `(out, in)`."""
+        return weight.derive(bits)
 
 
 class CompiledForward(EagerForward):
@@ -75,15 +75,13 @@ class CompiledForward(EagerForward):
         output = self._tried(self._run, call, module, hidden)
         return super().__call__(call, module, hidden) if output is None else output
 
-    def weight(self, layer: ElasticLinear, bits: int) -> Tensor:
-        """The layer's weight at a width, `(out, in)`; not compiled with an adapter, or symmetric."""
-        if bits not in layer.offsets or layer.has_adapter(bits) or bits in layer.spec.granularity.symmetric_bits:
-            return super().weight(layer, bits)
-        offset, clip_ratios = layer.offsets[bits], layer.clip_ratios(bits)
-        # A row per scale, of whatever layer and width, so that one compilation serves all.
-        rows = [values.flatten(0, 1) for values in (*layer.frozen_range(bits), offset)]
-        quantized = self._tried(self._quantize, *rows, clip_ratios.flatten(1).unsqueeze(-1), 2**bits - 1)
-        return super().weight(layer, bits) if quantized is None else layer.joined(quantized.view_as(offset))
+    def weight(self, weight: TrainableWeight, bits: int) -> Tensor:
+        """Return a weight at `bits`, `(out, in)`; compiled where offsets and clipping are all that is learned."""
+        rows = weight.rows_to_round(bits)
+        quantized = None if rows is None else self._tried(self._quantize, *rows, 2**bits - 1)
+        if rows is None or quantized is None:
+            return super().weight(weight, bits)
+        return weight.joined(quantized.view(weight.out_features, -1, rows.weight.shape[1]))
 
     def _tried(self, compiled: Callable[..., Tensor] | None, *given: Any) -> Tensor | None:
         if self._run is None or compiled is None:
@@ -105,14 +103,11 @@ def _run(call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _quantize(weight: Tensor, low: Tensor, high: Tensor, offset: Tensor, clip_ratios: Tensor, maximum: int) -> Tensor:
-    """`affine.fake_quantize` in operations that a compiler can fuse; equal to it up to float rounding.
+    """Fake-quantize rows in operations that a compiler can fuse: `affine.fake_quantize` up to float rounding.
 
-    Of a weight `(scales, inputs)`, with ranges `(scales, 1)` and the shares of them that are kept, `(2, scales, 1)`.
+    See `RowsToRound` for the shapes.
     """
-    low_clip_ratio, high_clip_ratio = clip_ratios
-    low, high = low * low_clip_ratio, high * high_clip_ratio
-    scale = (high - low) / maximum
-    scale = torch.where(scale > 0, scale, 1.0)
-    zero_point = affine.round_straight_through(-low / scale)
-    code = affine.clamp(affine.round_straight_through(weight / scale + offset) + zero_point, 0, maximum)
-    return (code - zero_point) * scale
+    low_ratio, high_ratio = clip_ratios
+    grid = affine.asymmetric_grid(low * low_ratio, high * high_ratio, maximum)
+    code = affine.round_straight_through(weight / grid.scale + offset) + grid.zero_point
+    return (affine.clamp(code, 0, maximum) - grid.zero_point) * grid.scale

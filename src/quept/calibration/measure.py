@@ -7,26 +7,20 @@ import torch
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.objective import Objective
 from quept.calibration.stream import Stream
-from quept.calibration.workers import WorkerPool
+from quept.calibration.tools import Tools
 from quept.storage.manifest import BlockError
 
 SAMPLES = 8  # on which errors are measured
 
 
 def measure(
-    block: CalibrationBlock,
-    inputs: Sequence[Stream],
-    targets: Stream,
-    objective: Objective,
-    chunk: int,
-    workers: WorkerPool,
+    block: CalibrationBlock, inputs: Sequence[Stream], targets: Stream, objective: Objective, tools: Tools
 ) -> list[BlockError]:
-    """The block's errors on the first samples at each width, rounded to nearest and calibrated.
+    """Return a frozen block's errors on the first samples at each bit-width, rounded to nearest and calibrated.
 
-    `inputs` holds the stream of each bit group, and `chunk` is how many samples fit one pass. Widths run side by side
-    as `workers` allows.
+    `inputs` holds the stream of each bit group.
     """
-    rows = slice(0, min(SAMPLES, chunk * 2, targets.samples))
+    rows = slice(0, min(SAMPLES, tools.chunk * 2, targets.samples))
     with torch.no_grad():
         error = objective(targets.read(rows), rows)
 
@@ -38,4 +32,4 @@ def measure(
                 rounding = error(replica.run(hidden, bits)).item()
         return BlockError(block=block.path, bits=bits, rounding=rounding, calibrated=calibrated)
 
-    return workers.map(one, block.recipe.bits)
+    return tools.workers.map(one, block.recipe.bits)

@@ -10,49 +10,43 @@ from torch import Tensor
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.reconstruct import draw
-from quept.calibration.stream import Stream, StreamStore
-from quept.calibration.workers import WorkerPool
-from quept.config import BitGroups, Merging, Reconstruction
+from quept.calibration.stream import Stream
+from quept.calibration.tools import Tools
+from quept.config import Merging, Reconstruction
 from quept.numerics import merging
 
 
 def advance(
     block: CalibrationBlock,
     streams: Sequence[Stream],
-    store: StreamStore,
-    groups: BitGroups,
-    settings: Merging,
+    training: Reconstruction,
     generator: torch.Generator,
-    chunk: int,
-    training: Reconstruction | None = None,
-    workers: WorkerPool | None = None,
-) -> None:
-    """Replace each stream, in place, by its block outputs as the merging strategy says.
+    tools: Tools,
+) -> list[Stream]:
+    """Return the streams behind a frozen block, one for each bit group; those in front may not be read any more.
 
-    `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that
-    all entries are the same object. Every sample draws its own width from each group, and where `training` mixes
-    widths, its own linears at the next higher one. At the widths in its `bfloat16_bits` the linears multiply in
-    bfloat16. Bit groups run side by side as `workers` allows.
+    `streams` holds one stream per bit group, high to low; the merging strategies share a single one, so that all
+    entries are the same object. Every sample draws its own bit-width from each group, and where `training` mixes
+    bit-widths, its own linears at the next higher one. At the bits in its `bfloat16_bits` the linears multiply in
+    bfloat16.
     """
-    samples, workers = streams[0].samples, workers or WorkerPool()
-    training = training or Reconstruction()
+    samples, groups, settings = streams[0].samples, block.recipe.groups.groups, block.recipe.merging
     drawn = [
         [draw_mixture(block, bits, training, generator) for bits in each]
-        for each in [[draw(group, generator) for _ in range(samples)] for group in groups.groups]
+        for each in [[draw(group, generator) for _ in range(samples)] for group in groups]
     ]
     replicas = [block, *(block.replica() for _ in drawn[1:])]
 
     def run(group: int, rows: slice, hidden: Tensor) -> Tensor:
         return _run_each(replicas[group], hidden, drawn[group][rows], training.bfloat16_bits)
 
-    def rewrite(group: int) -> None:
+    def replace(group: int) -> Stream:
         stream = streams[group]
         with replicas[group].derived_once():
-            store.rewrite(stream, chunk, lambda rows: run(group, rows, stream.read(rows)))
+            return tools.streams.replace(stream, tools.chunk, lambda rows: run(group, rows, stream.read(rows)))
 
     if settings.strategy == "per-group":
-        workers.map(rewrite, range(len(drawn)))
-        return
+        return tools.workers.map(replace, range(len(drawn)))
     if settings.strategy == "single-width":
         assert settings.single_width is not None
         drawn = [[Mixture(settings.single_width)] * samples]
@@ -63,14 +57,14 @@ def advance(
 
     def run_merged(rows: slice) -> Tensor:
         hidden = streams[0].read(rows)
-        outputs = workers.map(partial(output, rows=rows, hidden=hidden), range(len(drawn)))
+        outputs = tools.workers.map(partial(output, rows=rows, hidden=hidden), range(len(drawn)))
         alone = settings.strategy == "single-width"
         return outputs[0] if alone else merge(torch.stack(outputs), settings, generator)
 
     with ExitStack() as stack:
         for replica in replicas:
             stack.enter_context(replica.derived_once())
-        store.rewrite(streams[0], chunk, run_merged)
+        return [tools.streams.replace(streams[0], tools.chunk, run_merged)] * len(streams)
 
 
 def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Tensor:
@@ -89,7 +83,7 @@ def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Ten
 def _run_each(
     block: CalibrationBlock, hidden: Tensor, widths: Sequence[Mixture], bfloat16_bits: Sequence[int]
 ) -> Tensor:
-    """Run each sample at its own widths: one run for all that have the same."""
+    """Run each sample at its own bit-widths: one run for all samples that have the same."""
     output: Tensor | None = None  # a block may change the shape of what it is given
     for mixture in sorted(set(widths), key=lambda each: (each.bits, each.others)):
         rows = [row for row, width in enumerate(widths) if width == mixture]

@@ -1,23 +1,27 @@
 """The method, top to bottom.
 
-`calibrate` opens the model, captures what flows into its first block, and takes the blocks in order: advance the
-full-precision stream, smooth, make the linears elastic, round their weights to what is stored, reconstruct, advance
-the quantized streams, write the block to disk. One block is on the compute device at a time. A block that is already
-on disk is not trained again: it is read back and the streams pass through it, which is what lets an interrupted run go
-on bit for bit.
+`calibrate` opens the model, captures what flows into its first block, and takes the blocks in order:
+
+    targets    the full-precision block's outputs on the full-precision stream
+    prepare    fold transforms into the weights, round the master to what is stored, find where ranges start
+    train      lower the error to the targets at every bit-width, on the quantized streams
+    freeze     keep what was learned in the form that is stored, measure it, write the block to disk
+    advance    run the quantized streams through the frozen block
+
+One block is on the compute device at a time. A block that is already on disk is not trained again: it is read back and
+the streams pass through it, which is what lets an interrupted run go on bit for bit.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
-from quept.calibration.forward import CompiledForward, EagerForward, ForwardPass
+from quept.calibration.forward import CompiledForward, EagerForward
 from quept.calibration.job import Job, prepare
 from quept.calibration.measure import measure
 from quept.calibration.merge import advance
@@ -25,9 +29,10 @@ from quept.calibration.objective import Objective, output_error, prediction_erro
 from quept.calibration.outer import OuterLayers
 from quept.calibration.progress import Progress, Report, Silent
 from quept.calibration.ranges import ROWS, init_ranges, observed_linears
-from quept.calibration.reconstruct import count_steps, reconstruct, trained_tokens
+from quept.calibration.reconstruct import Training, count_steps, reconstruct, trained_tokens
 from quept.calibration.samples import source_of
 from quept.calibration.stream import Stream, StreamStore
+from quept.calibration.tools import Tools
 from quept.calibration.workers import WorkerPool
 from quept.calibration.workspace import Workspace
 from quept.config import Recipe
@@ -104,7 +109,8 @@ def calibrate(
         return Report(Path(output), manifest)
     workspace.open(job.fingerprint)
     try:
-        run = _Run(job, workspace, StreamStore(stream_memory, workspace.folder, job.device), clock, progress)
+        streams = StreamStore(stream_memory, workspace.folder, job.device)
+        run = _Run(job, workspace, streams, clock, progress)
         with clock("writing"):
             run.write_surroundings()
         block_errors = run.calibrate_blocks()
@@ -119,216 +125,186 @@ def calibrate(
         clock.seconds,
         clock.total,
         run.trained_tokens,
-        run.store.in_memory + run.store.in_files,
+        streams.in_memory + streams.in_files,
     )
 
 
-@dataclass
 class _Run:
     """One pass over the blocks."""
 
-    job: Job
-    workspace: Workspace
-    store: StreamStore
-    clock: Clock
-    progress: Progress
-    trained_tokens: int = 0
-    tokens: int = 1  # of a sample, in front of the blocks
-
-    def __post_init__(self) -> None:
-        self.forward: ForwardPass = (
-            CompiledForward(self.progress.note) if self.job.provenance.compiled else EagerForward()
-        )
-        self.outer = OuterLayers(self.job)
-        self.workers = WorkerPool()
-        self.training = self.recipe.reconstruction
-        if not multiplies_bfloat16(self.job.device):
-            self.training = self.training.updated(bfloat16_bits=())
-
-    @property
-    def recipe(self) -> Recipe:
-        """The settings."""
-        return self.job.recipe
-
-    @property
-    def chunk(self) -> int:
-        """Samples in one forward pass that needs no gradients."""
-        return max(1, TOKENS_PER_PASS // self.tokens)
+    def __init__(self, job: Job, workspace: Workspace, streams: StreamStore, clock: Clock, progress: Progress) -> None:
+        self.job, self.recipe, self.workspace, self.progress = job, job.recipe, workspace, progress
+        forward = CompiledForward(progress.note) if job.provenance.compiled else EagerForward()
+        self.tools = Tools(streams, clock, forward, WorkerPool())
+        self.outer = OuterLayers(job)
+        self.settings = self.recipe.reconstruction
+        if not multiplies_bfloat16(job.device):
+            self.settings = self.settings.updated(bfloat16_bits=())
+        self.blocks = job.architecture.block_list(job.model)
+        self.tokens = 1  # of a sample, in front of the blocks
+        self.trained_tokens = 0
 
     def calibrate_blocks(self) -> list[BlockError]:
-        """Take all blocks in order; the errors of each at each width."""
-        job = self.job
-        blocks = job.architecture.block_list(job.model)
-        with self.clock("capture"):
-            stem = ModelStem(job.model, job.architecture, job.compute_dtype)
-            calls = stem.calls(job.samples)
+        """Take all blocks in order; return the errors of each at each bit-width."""
+        with self.tools.clock("capture"):
+            stem = ModelStem(self.job.model, self.job.architecture, self.job.compute_dtype)
+            calls = stem.calls(self.job.samples)
             full_precision = self._enter(stem)
             quantized = self._quantized_streams(stem, full_precision)
             del stem
-        self.progress.start(len(blocks), count_steps(full_precision.samples, self.recipe.reconstruction))
-        self.workers = self._worker_pool(blocks)
-        with self.workers:
-            errors = self._calibrate_each(blocks, calls, full_precision, quantized)
-        self._place_exit(full_precision)
-        return errors
-
-    def _worker_pool(self, blocks: nn.ModuleList) -> WorkerPool:
-        """What runs side by side: as many bit groups as train, if the memory holds what a step keeps of each.
-
-        For the backward pass that is about thirty values of the hidden size per token, and per weight nine bytes, of
-        which four are the derived weight.
-        """
-        recipe, config = self.recipe, self.job.model.config
-        weights = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
-        tokens = self.tokens * min(recipe.reconstruction.batch_size, len(self.job.samples))
-        hidden = weights**0.5 if (size := getattr(config, "hidden_size", None)) is None else size
-        kept = int(30 * 4 * tokens * hidden) + 9 * weights
-        return WorkerPool.of(self.job.device, sum(map(bool, recipe.trained_groups)), kept, int(tokens * hidden))
-
-    def _calibrate_each(
-        self,
-        blocks: nn.ModuleList,
-        calls: list[BlockCall],
-        full_precision: Stream,
-        quantized: list[Stream],
-    ) -> list[BlockError]:
-        job, errors = self.job, list[BlockError]()
-        for index, call in enumerate(calls):
-            context = BlockContext.of(job.architecture, job.model, index)
-            block = CalibrationBlock(blocks[index], context, self.recipe, call, job.device, job.compute_dtype)
-            if context.is_first:
-                for transform in block.transforms:
-                    for note in transform.notes(block.module, context):
-                        self.progress.note(note)
-            errors += self._calibrate_block(index, block, full_precision, quantized)
-            if index + 1 < len(blocks):
-                with self.clock("quantized stream"):
-                    advance(
-                        block,
-                        quantized,
-                        self.store,
-                        self.recipe.groups,
-                        self.recipe.merging,
-                        job.generator(index, "merging"),
-                        self.chunk,
-                        self.training,
-                        self.workers,
-                    )
+        self.progress.start(len(self.blocks), count_steps(full_precision.samples, self.settings))
+        self.tools.workers = self._workers()
+        errors: list[BlockError] = []
+        with self.tools.workers:
+            for index, call in enumerate(calls):
+                block = self._open_block(index, call)
+                full_precision, measured = self._calibrate_block(index, block, full_precision, quantized)
+                errors += measured
+                if index + 1 < len(self.blocks):
+                    with self.tools.clock("quantized stream"):
+                        generator = self.job.generator(index, "merging")
+                        quantized = advance(block, quantized, self.settings, generator, self.tools)
+        self._quantize_head(full_precision)
         return errors
 
     def _calibrate_block(
         self, index: int, block: CalibrationBlock, full_precision: Stream, quantized: list[Stream]
-    ) -> list[BlockError]:
-        """Train one block, or read it back; afterwards `full_precision` holds its outputs, which are the targets."""
-        blocks = len(self.job.architecture.block_list(self.job.model))
-        stem = shard_stem(index + 1, blocks)
-        steps = count_steps(full_precision.samples, self.recipe.reconstruction)
+    ) -> tuple[Stream, list[BlockError]]:
+        """Train one block, or read it back; return its full-precision outputs and its errors."""
+        part = shard_stem(index + 1, len(self.blocks))
         for transform in block.transforms:
             if not transform.observed_inputs(block.context):
                 block.fold(transform, {})
-        if self.workspace.has(stem):
-            with block.observed((), 1):  # with the same operations as when the block was trained
-                self._advance_full_precision(block, full_precision)
-            tensors, note = self.workspace.read(stem)
-            block.load_tensors(tensors)
-            self.progress.step(index, steps, float("nan"))
-            return [BlockError.parse(error, origin=f"The note in {stem}") for error in note]
-        self._prepare(block, full_precision)
+        if self.workspace.has(part):
+            return self._read_block(index, part, block, full_precision)
         generator = self.job.generator(index, "reconstruction")
-        for linear in block.linears.values():
-            linear.reset_adapter(generator)
-        trained, reported = self._objectives(last=index + 1 == blocks)
-        reconstruct(
-            block,
-            quantized,
-            full_precision,
+        targets = self._prepare(block, full_precision, generator)
+        objective, reported = self._objectives(last=index + 1 == len(self.blocks))
+        training = Training(
             self.recipe.trained_groups,
-            self.training,
-            trained,
-            self.forward,
+            self.settings,
+            objective,
             generator,
-            self.clock,
             lambda step, _, loss: self.progress.step(index, step, loss),
-            self.workers,
         )
+        reconstruct(block, quantized, targets, training, self.tools)
         block.freeze()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
-        with self.clock("measuring"):
-            errors = measure(block, quantized, full_precision, reported, self.chunk, self.workers)
-        with self.clock("writing"):
-            self.workspace.write(stem, block.tensors(), note=[error.model_dump() for error in errors])
-        return errors
+        with self.tools.clock("measuring"):
+            errors = measure(block, quantized, targets, reported, self.tools)
+        with self.tools.clock("writing"):
+            self.workspace.write(part, block.tensors(), note=[error.model_dump() for error in errors])
+        return targets, errors
 
-    def _prepare(self, block: CalibrationBlock, full_precision: Stream) -> None:
-        """Advance the full-precision stream, fold what had to see it, and place the ranges."""
-        watching = [transform for transform in block.transforms if transform.observed_inputs(block.context)]
-        watched = {
-            path for transform in watching for path in transform.observed_inputs(block.context)
-        } | observed_linears(block)
+    def _prepare(self, block: CalibrationBlock, full_precision: Stream, generator: torch.Generator) -> Stream:
+        """Fold the transforms that had to see the block's inputs, and find where ranges start; return the targets."""
+        observing = [each for each in block.transforms if each.observed_inputs(block.context)]
+        observed = {path for each in observing for path in each.observed_inputs(block.context)}
         rows = ROWS if self.recipe.activations.range == "tensor" else self.recipe.smoothing.tokens
-        passes = -(-full_precision.samples // self.chunk)
-        with block.observed(watched, max(1, rows // passes)) as inputs:
-            self._advance_full_precision(block, full_precision)
-        for transform in watching:
-            with self.clock("transforms"), self.workers.undivided():
+        passes = -(-full_precision.samples // self.tools.chunk)
+        with block.observed(observed | observed_linears(block), max(1, rows // passes)) as inputs:
+            targets = self._targets(block, full_precision)
+        for transform in observing:
+            with self.tools.clock("transforms"), self.tools.workers.undivided():
                 block.fold(transform, inputs)
         block.round_to_stored()
-        with self.clock("placing ranges"):
-            init_ranges(block, inputs, self.workers)
-
-    def _place_exit(self, full_precision: Stream) -> None:
-        """Find the ranges of the layers behind the blocks, and write all that is outside the blocks once more."""
-        if not self.outer.exist:
-            return
-        with self.clock("capture"), torch.no_grad():
-            head = self._exit()
-
-            def run() -> None:
-                for rows in full_precision.chunks(self.chunk):
-                    head(full_precision.read(rows))
-
-            self.outer.quantize(head.model, run)
-        with self.clock("writing"):
-            self._write_rest()
-
-    def _exit(self) -> ModelHead:
-        job = self.job
-        return ModelHead(job.model, job.architecture, job.compute_dtype, job.device, job.samples[:1])
-
-    def _objectives(self, last: bool) -> tuple[Objective, Objective]:
-        """What a block's training lowers, and what is reported of it: the same, without the text's own share."""
-        job, settings = self.job, self.recipe.reconstruction
-        if not (last and settings.last_block_loss == "kl"):
-            return (output_error(settings.loss),) * 2
-        head = self._exit()
-        return prediction_error(head, job.samples, settings.label_weight), prediction_error(head)
+        with self.tools.clock("placing ranges"):
+            init_ranges(block, inputs, generator, self.tools.workers)
+        return targets
 
     @torch.no_grad()
-    def _advance_full_precision(self, block: CalibrationBlock, stream: Stream) -> None:
-        with self.clock("full-precision stream"), self.workers.undivided():
-            self.store.rewrite(stream, self.chunk, lambda rows: block.run(stream.read(rows)))
+    def _targets(self, block: CalibrationBlock, full_precision: Stream) -> Stream:
+        """Return the block's outputs on the full-precision stream, which may not be read any more."""
+        with self.tools.clock("full-precision stream"), self.tools.workers.undivided():
+            return self.tools.streams.replace(
+                full_precision, self.tools.chunk, lambda rows: block.run(full_precision.read(rows))
+            )
+
+    def _read_block(
+        self, index: int, part: str, block: CalibrationBlock, full_precision: Stream
+    ) -> tuple[Stream, list[BlockError]]:
+        """Read back a block that an interrupted run has finished."""
+        with block.observed((), 1):  # with the same operations as when the block was trained
+            targets = self._targets(block, full_precision)
+        tensors, note = self.workspace.read(part)
+        block.load_tensors(tensors)
+        self.progress.step(index, count_steps(targets.samples, self.settings), float("nan"))
+        return targets, [BlockError.parse(error, origin=f"The note in {part}") for error in note]
+
+    def _objectives(self, last: bool) -> tuple[Objective, Objective]:
+        """Return what a block's training lowers, and what is reported of it: that, without the labels."""
+        if not (last and self.settings.last_block_loss == "kl"):
+            return (output_error(self.settings.loss),) * 2
+        head = self._head()
+        return prediction_error(head, self.job.samples, self.settings.label_weight), prediction_error(head)
+
+    def _open_block(self, index: int, call: BlockCall) -> CalibrationBlock:
+        job = self.job
+        context = BlockContext.of(job.architecture, job.model, index)
+        block = CalibrationBlock(self.blocks[index], context, self.recipe, call, job.device, job.compute_dtype)
+        if context.is_first:
+            for transform in block.transforms:
+                for note in transform.notes(block.module, context):
+                    self.progress.note(note)
+        return block
+
+    def _workers(self) -> WorkerPool:
+        """Return threads for as many bit groups as train, if the memory holds what a step keeps of each.
+
+        For the backward pass that is about thirty values of the hidden size per token, and per weight nine bytes, of
+        which four are the derived weight.
+        """
+        weights = max(sum(parameter.numel() for parameter in block.parameters()) for block in self.blocks)
+        tokens = self.tokens * min(self.settings.batch_size, len(self.job.samples))
+        size = getattr(self.job.model.config, "hidden_size", None)
+        hidden = weights**0.5 if size is None else size
+        kept = int(30 * 4 * tokens * hidden) + 9 * weights
+        groups = sum(map(bool, self.recipe.trained_groups))
+        return WorkerPool.of(self.job.device, groups, kept, int(tokens * hidden))
 
     def _enter(self, stem: ModelStem, stream: Stream | None = None) -> Stream:
-        """The stream of the first block's inputs; `stream` is filled with them if it is given."""
+        """Return the stream of the first block's inputs; `stream` is filled with them if it is given."""
         if stream is None:
             _, self.tokens, hidden = stem.hidden_states(self.job.samples[:1]).shape
-            stream = self.store.empty(len(self.job.samples), self.tokens, hidden, self.job.compute_dtype)
-        for rows in stream.chunks(self.chunk):
+            self.tools.chunk = max(1, TOKENS_PER_PASS // self.tokens)
+            samples = len(self.job.samples)
+            stream = self.tools.streams.empty(samples, self.tokens, hidden, self.job.compute_dtype)
+        for rows in stream.chunks(self.tools.chunk):
             stream.write(rows, stem.hidden_states(self.job.samples[rows]))
         return stream
 
     def _quantized_streams(self, stem: ModelStem, start: Stream) -> list[Stream]:
-        """One stream per bit group, high to low: a stream each where nothing is merged, else one for all.
+        """Return one stream per bit group, high to low: one each where nothing is merged, else one for all.
 
-        They start with what comes out of the layers in front of the blocks at the width that these keep.
+        They start with the outputs of the layers in front of the blocks at the bit-width that these keep.
         """
-        first = self.store.copy(start, self.chunk)
+        copy, chunk = self.tools.streams.copy, self.tools.chunk
+        first = copy(start, chunk)
         if self.outer.quantize(stem.part, lambda: self._enter(stem, first)):
             self.outer.run_rounded()
             self._enter(stem, first)
         if self.recipe.merging.strategy == "per-group":
-            return [first, *(self.store.copy(first, self.chunk) for _ in self.recipe.groups.groups[1:])]
+            return [first, *(copy(first, chunk) for _ in self.recipe.groups.groups[1:])]
         return [first] * len(self.recipe.groups)
+
+    def _head(self) -> ModelHead:
+        job = self.job
+        return ModelHead(job.model, job.architecture, job.compute_dtype, job.device, job.samples[:1])
+
+    def _quantize_head(self, full_precision: Stream) -> None:
+        """Find the ranges of the layers behind the blocks, and write all that is outside the blocks once more."""
+        if not self.outer.exist:
+            return
+        with self.tools.clock("capture"), torch.no_grad():
+            head = self._head()
+
+            def run() -> None:
+                for rows in full_precision.chunks(self.tools.chunk):
+                    head(full_precision.read(rows))
+
+            self.outer.quantize(head.model, run)
+        with self.tools.clock("writing"):
+            self._write_rest()
 
     def write_surroundings(self) -> None:
         """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
@@ -342,8 +318,7 @@ class _Run:
             source_of(job.model.config).save_processor(job.processor, folder)
 
     def _write_rest(self) -> None:
-        blocks = len(self.job.architecture.block_list(self.job.model))
-        self.workspace.write(shard_stem(0, blocks), self.outer.tensors())
+        self.workspace.write(shard_stem(0, len(self.blocks)), self.outer.tensors())
 
     def publish(self, block_errors: list[BlockError]) -> Manifest:
         """Write the manifest, and give the artifact its name."""

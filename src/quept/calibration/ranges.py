@@ -1,4 +1,4 @@
-"""Where the ranges of a block start: those of its weights and those of its activations."""
+"""Starting values of a block: the ranges of its weights and of its activations, and what methods start from."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,67 +6,66 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.methods import Start
 from quept.calibration.reconstruct import expected_draws
+from quept.calibration.trainable import TrainableLinear
 from quept.calibration.workers import WorkerPool
 from quept.config import Recipe
-from quept.layers import ElasticLinear
 from quept.layers.quantizers import Quantizer, TensorQuantizer
-from quept.layers.weight import UNCLIPPED
 
-ROWS = 4096  # of a linear's inputs, on which the range of a whole tensor is placed
+ROWS = 4096  # of a linear's inputs, on which the range of a whole tensor is found
 
 
 def observed_linears(block: CalibrationBlock) -> set[str]:
-    """The linears of whose inputs `init_ranges` needs a sample."""
+    """Return the linears whose inputs `init_ranges` needs a sample of."""
     recipe = block.recipe
-    wanted = set(block.linears) if recipe.reconstruction.clip_init == "search" else set()
-    if recipe.activations.bits and recipe.activations.range == "tensor":
-        wanted |= set(block.linears)
-    return wanted
+    searches = recipe.reconstruction.clip_init == "search"
+    has_tensor_ranges = bool(recipe.activations.bits) and recipe.activations.range == "tensor"
+    return set(block.trainable) if searches or has_tensor_ranges else set()
 
 
 @torch.no_grad()
-def init_ranges(block: CalibrationBlock, inputs: Mapping[str, Tensor], workers: WorkerPool | None = None) -> None:
-    """Set where each width's ranges start; weights of widths that never train keep their whole range.
+def init_ranges(
+    block: CalibrationBlock,
+    inputs: Mapping[str, Tensor],
+    generator: torch.Generator,
+    workers: WorkerPool | None = None,
+) -> None:
+    """Set where training starts; weights at bit-widths that never train keep their whole range.
 
     `inputs` holds rows from in front of the linears, `(tokens, in)`, by path. Linears are searched side by side as
-    `workers` allows.
+    `workers` allow.
     """
     recipe, workers = block.recipe, workers or WorkerPool()
-    start = recipe.reconstruction.clip_init
-    draws = expected_draws(recipe.trained_groups, recipe.reconstruction, 1)
-    trained = recipe.reconstruction.epochs > 0
     rows = {path: block.multiplied(path, given) for path, given in inputs.items()}
+    draws = expected_draws(recipe.trained_groups, recipe.reconstruction, 1)
+    bits = recipe.store.without_master(recipe.bits)
+    idle = frozenset(each for each in bits if recipe.reconstruction.epochs > 0 and not draws[each])
 
-    def place_weights(path: str) -> None:
-        linear = block.linears[path]
-        for bits in recipe.store.without_master(recipe.bits):
-            if trained and not draws[bits]:
-                linear.reset_clipping(bits, UNCLIPPED)
-            elif start == "search":
-                linear.search_clipping(bits, rows[path].square().mean(0))
-            else:
-                linear.reset_clipping(bits, start)
+    def init_weight(path: str) -> None:
+        importance = rows[path].square().mean(0) if path in rows else None
+        block.trainable[path].trainable.init(Start(bits, idle, recipe.reconstruction.clip_init, importance))
 
-    workers.map(place_weights, block.linears)
+    workers.map(init_weight, block.trainable)
+    for linear in block.trainable.values():
+        linear.trainable.draw(generator)
     for each in block.inputs:
-        readers = {path: linear for path, linear in block.linears.items() if linear.input is each}
-        init_input_range(
-            each.quantizer, next((rows[path] for path in readers if path in rows), None), readers.values(), recipe
-        )
-    for products in block.products:
-        for quantizer in products.quantizers():
+        consumers = {path: linear for path, linear in block.trainable.items() if linear.input is each}
+        sample = next((rows[path] for path in consumers if path in rows), None)
+        init_input_range(each.quantizer, sample, consumers.values(), recipe)
+    for operands in block.operands:
+        for quantizer in operands.quantizers():
             quantizer.init_range(recipe.activations.range_init)
 
 
 def init_input_range(
-    quantizer: Quantizer, sample: Tensor | None, readers: Iterable[ElasticLinear], recipe: Recipe
+    quantizer: Quantizer, sample: Tensor | None, consumers: Iterable[TrainableLinear], recipe: Recipe
 ) -> None:
-    """Set where the ranges of the input of some linears start, on rows `(tokens, in)` of it where that takes any."""
+    """Set where the ranges of a tensor start that linears multiply; `sample` are rows of it, `(tokens, in)`."""
     start: float | str = recipe.reconstruction.clip_init
     importance: Tensor | None = None
     if sample is not None:
-        importance = torch.cat([linear.weight.float() for linear in readers]).square().sum(0)
+        importance = torch.cat([linear.weight.float() for linear in consumers]).square().sum(0)
     if isinstance(quantizer, TensorQuantizer):
         start = recipe.activations.range_init
     quantizer.init_range(start, sample, importance)

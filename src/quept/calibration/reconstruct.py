@@ -1,11 +1,11 @@
 """Block-wise reconstruction with multi-tier sampling (method, section on reconstruction).
 
-Each step draws one width from each bit group that takes part, runs the block at each on the group's quantized stream,
-and lowers the sum of the errors to the full-precision block's output on the full-precision stream.
+Each step draws one bit-width from each bit group that takes part, runs the block at each on the group's quantized
+stream, and lowers the sum of the errors to the full-precision block's output on the full-precision stream.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,26 +13,45 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
-from quept.calibration.clock import Clock
 from quept.calibration.forward import ForwardPass
+from quept.calibration.methods.base import ParameterGroup
 from quept.calibration.mixing import Mixture, draw_mixture
 from quept.calibration.objective import Error, Objective, Rows
-from quept.calibration.optimizer import BlockOptimizer
+from quept.calibration.optimizer import ADAM, BlockOptimizer
 from quept.calibration.stream import Stream
-from quept.calibration.workers import WorkerPool
+from quept.calibration.tools import Tools
 from quept.config import Recipe, Reconstruction
 from quept.errors import CalibrationFailed
-from quept.numerics import adaround
 
-# The rounding policy's regulariser (AdaRound): its weight, and how its sharpness falls over the training.
-UNDECIDED_WEIGHT = 0.01
-SHARPNESS_FIRST, SHARPNESS_LAST = 20.0, 2.0
 TINY = 1e-12  # losses are divided by no less
 
 
 @dataclass(frozen=True)
+class Training:
+    """How a block is trained.
+
+    Attributes:
+        groups: the bit groups to train, high to low; an empty one takes no part.
+        settings: schedule, batch size and learning rates.
+        objective: the error to lower.
+        generator: of batches and bit-widths.
+        on_step: told the step, the number of steps and the loss.
+    """
+
+    groups: Sequence[Sequence[int]]
+    settings: Reconstruction
+    objective: Objective
+    generator: torch.Generator
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None
+
+    def steps(self, samples: int) -> int:
+        """Return the optimizer steps; 0 where nothing trains."""
+        return count_steps(samples, self.settings) if any(self.groups) else 0
+
+
+@dataclass(frozen=True)
 class _GroupPass:
-    """One pass of a step: a batch through the block at the widths drawn for one bit group."""
+    """One pass of a step: a batch through the block at the bit-widths drawn for one bit group."""
 
     group: int
     mixture: Mixture
@@ -40,67 +59,64 @@ class _GroupPass:
 
 
 def reconstruct(
-    block: CalibrationBlock,
-    inputs: Sequence[Stream],
-    targets: Stream,
-    groups: Sequence[Sequence[int]],
-    settings: Reconstruction,
-    objective: Objective,
-    forward: ForwardPass,
-    generator: torch.Generator,
-    clock: Clock,
-    on_step: Callable[[int, int, float], None],
-    workers: WorkerPool | None = None,
+    block: CalibrationBlock, inputs: Sequence[Stream], targets: Stream, training: Training, tools: Tools
 ) -> None:
-    """Train what a block's linears learn, in place; `inputs` holds the stream of each bit group.
+    """Train a block's linears and quantizers, in place; `inputs` holds the stream of each bit group.
 
-    `groups` are those to train, high to low; an empty one takes no part. `on_step` is told the step, the number of
-    steps and the loss. The passes of a step run side by side as `workers` allows. Raises `CalibrationFailed` on a
-    non-finite loss.
+    The passes of a step run side by side as workers allow. Raises `CalibrationFailed` on a non-finite loss.
     """
-    workers = workers or WorkerPool()
-    steps = count_steps(targets.samples, settings) if any(groups) else 0
+    settings, generator, steps = training.settings, training.generator, training.steps(targets.samples)
     if not steps:
         return
-    draws = expected_draws(groups, settings, steps)
-    learned = {bits for bits, count in draws.items() if count}
-    mixing = torch.Generator().manual_seed(
-        generator.initial_seed() + 1
-    )  # its own: widths that are not mixed train alike
-    descent = BlockOptimizer(block.linears.values(), block.quantizers, settings, steps, draws)
-    replicas = [block, *(block.replica() for _ in groups[1:])]
+    draws = expected_draws(training.groups, settings, steps)
+    trained = frozenset(bits for bits, count in draws.items() if count)
+    # Mixtures have a generator of their own: bit-widths that are not mixed train alike with and without.
+    mixing = torch.Generator().manual_seed(generator.initial_seed() + 1)
+    optimizer = BlockOptimizer(_parameters(block, settings, draws), steps, settings.final_learning_rate)
+    replicas = [block, *(block.replica() for _ in training.groups[1:])]
     first, step = dict[int, float](), 0
 
     def run(group_pass: _GroupPass) -> tuple[float, Sequence[Tensor | None]]:
-        """The loss of one pass, and the gradients of all that trains."""
+        """Return the loss of one pass, and the gradients of all that trains."""
         replica, hidden = replicas[group_pass.group], inputs[group_pass.group].read(rows)
-        loss = _loss(replica, hidden, group_pass, learned, errors[group_pass.half].result, forward, step / steps)
+        error = errors[group_pass.half].result
+        loss = _loss(replica, hidden, group_pass, trained, error, tools.forward, step / steps)
         value = _finite(loss.item(), block, group_pass.mixture.bits)
         scale = first.setdefault(group_pass.mixture.bits, max(value, TINY)) if settings.normalized else 1.0
-        return value / scale, torch.autograd.grad(loss / scale, descent.trained, allow_unused=True)
+        return value / scale, torch.autograd.grad(loss / scale, optimizer.trained, allow_unused=True)
 
-    with forward.in_force():
+    with tools.forward.in_force():
         for _ in range(settings.epochs):
             order = torch.randperm(targets.samples, generator=generator).tolist()
             # A last batch that is not full is left out: another order leaves out others, and compiled code has one
             # shape.
             for batch in range(steps // settings.epochs):
                 rows = order[batch * settings.batch_size :][: settings.batch_size]
-                with clock("forward and backward"):
-                    group_passes = [
+                with tools.clock("forward and backward"):
+                    passes = [
                         _GroupPass(index, draw_mixture(block, bits, settings, mixing), bits in settings.bfloat16_bits)
-                        for index, group in enumerate(groups)
+                        for index, group in enumerate(training.groups)
                         if group and settings.takes_part(index, step)
                         for bits in [draw(group, generator)]
                     ]
-                    target = targets.read(rows)
-                    compare = partial(_compare, objective, target, rows)
-                    errors = {half: workers.start(compare, half) for half in {each.half for each in group_passes}}
-                    results = workers.map(run, group_passes, in_turn=forward.compiles and step == 0)
-                with clock("optimizer"):
-                    descent.step([gradients for _, gradients in results])
+                    compare = partial(_compare, training.objective, targets.read(rows), rows)
+                    errors = {half: tools.workers.start(compare, half) for half in {each.half for each in passes}}
+                    results = tools.workers.map(run, passes, in_turn=tools.forward.compiles and step == 0)
+                with tools.clock("optimizer"):
+                    optimizer.step([gradients for _, gradients in results])
                 step += 1
-                on_step(step, steps, sum(value for value, _ in results))
+                training.on_step(step, steps, sum(value for value, _ in results))
+
+
+def _parameters(
+    block: CalibrationBlock, settings: Reconstruction, draws: Mapping[int, float]
+) -> Iterator[ParameterGroup]:
+    """Yield all that trains in a block: what methods learn about weights, and the ranges of activations."""
+    for linear in block.trainable.values():
+        yield from linear.trainable.parameters(settings, draws)
+    for quantizer in block.quantizers:
+        ranges = [parameter.requires_grad_(True) for parameter in quantizer.trained().values()]
+        yield ParameterGroup(ADAM, settings.activation_learning_rate, ranges)
 
 
 def count_steps(samples: int, settings: Reconstruction) -> int:
@@ -134,46 +150,39 @@ def _loss(
     block: CalibrationBlock,
     hidden: Tensor,
     group_pass: _GroupPass,
-    learned: Collection[int],
+    trained: Collection[int],
     error: Callable[[], Error],
     forward: ForwardPass,
     progress: float,
 ) -> Tensor:
-    """The error of the block at one width, plus the regulariser where the adapter is a rounding policy.
+    """Return the error of the block at the bit-widths of a pass, plus the methods' regularisers.
 
-    Linears that the mixture has at another width learn at that one, if it is one of those `learned`.
-
-    Each width's weights are put in place of the derived ones, and where tokens are rounded likewise: while it trains,
-    the policy rounds softly, and a compiled pass must not depend on the width.
+    Linears that the mixture has at another bit-width learn at that one, if it is one of those `trained`. Derived
+    weights and grids are put in the layers before the block runs: compiled code must not depend on the bit-width.
     """
-    sharpness = SHARPNESS_FIRST + (SHARPNESS_LAST - SHARPNESS_FIRST) * progress
-    penalty: Tensor | None = None
     bits, others = group_pass.mixture.bits, dict(group_pass.mixture.others)
     activation_bits, quantizers = block.recipe.activations.bits_for(bits), block.quantizers
+    penalties: list[Tensor] = []
     try:
         for each in quantizers:
             each.override = None if activation_bits is None else each.grid(activation_bits)
-        for path, layer in block.linears.items():
-            width = others.get(path, bits)
-            if width not in learned:
-                # It stays as it is, and yet looks to the compiled pass like all the others.
-                layer.override = forward.weight(layer, width).detach().requires_grad_()
-            elif layer.trains_softly(width):
-                layer.override, up = layer.derive_soft(width)
-                undecided = adaround.undecided(up, sharpness)
-                penalty = undecided if penalty is None else penalty + undecided
-            else:
-                layer.override = forward.weight(layer, width)
+        for path, linear in block.trainable.items():
+            own = others.get(path, bits)
+            weight = forward.weight(linear.trainable, own)
+            # Bit-widths that do not train stay as they are, and yet look to compiled code like all the others.
+            linear.current = weight if own in trained else weight.detach().requires_grad_()
+            if own in trained and (penalty := linear.trainable.penalty(progress)) is not None:
+                penalties.append(penalty)
         with block.multiplying(torch.bfloat16 if group_pass.half else None):
             output = forward(block.call, block.module, hidden)
     finally:
-        for layer in block.linears.values():
-            layer.override = None
+        for linear in block.trainable.values():
+            linear.current = None
         for each in quantizers:
             each.override = None
     with _autocast(hidden, group_pass.half):
         loss = error()(output)
-    return loss if penalty is None else loss + UNDECIDED_WEIGHT * penalty
+    return sum(penalties, loss)
 
 
 def _compare(objective: Objective, target: Tensor, rows: Rows, half: bool) -> Error:

@@ -43,10 +43,6 @@ class Stream:
         """Replace the given samples, by others of the same shape."""
         self._states[rows] = states.to(self._states.device)
 
-    def become(self, other: "Stream") -> None:
-        """Take over another stream's samples."""
-        self._states, self._in_file = other._states, other._in_file
-
     def chunks(self, size: int) -> Iterator[slice]:
         """Consecutive slices of at most `size` samples that cover the stream."""
         for start in range(0, self.samples, size):
@@ -89,22 +85,26 @@ class StreamStore:
             raise QueptError(refusal(self.folder, error)) from None
         return Stream(mapped.view(samples, tokens, hidden), self.device, in_file=True)
 
-    def rewrite(self, stream: Stream, chunk: int, make: Callable[[slice], Tensor]) -> None:
-        """Replace a stream's samples by what `make` gives for `chunk` of them at a time, in place if that fits."""
-        fresh: Stream | None = None
+    def replace(self, stream: Stream, chunk: int, make: Callable[[slice], Tensor]) -> Stream:
+        """Return a stream of what `make` gives for `chunk` samples at a time, in the order of `stream`.
+
+        It takes the memory of `stream`, which may not be read any more, where the shape is the same.
+        """
+        replaced: Stream | None = None
         for rows in stream.chunks(chunk):
             states = make(rows)
-            if fresh is None:
+            if replaced is None:
                 fits = states.shape[1:] == stream.shape
-                fresh = stream if fits else self.empty(stream.samples, *_size(states), stream._states.dtype)
-            fresh.write(rows, states)
-        if fresh is not None and fresh is not stream:
-            with self._lock:
-                if stream._in_file:
-                    self.in_files -= stream._states.nbytes
-                else:
-                    self.in_memory -= stream._states.nbytes
-            stream.become(fresh)
+                replaced = stream if fits else self.empty(stream.samples, *_size(states), stream._states.dtype)
+            replaced.write(rows, states)
+        if replaced is None or replaced is stream:
+            return stream
+        with self._lock:
+            if stream._in_file:
+                self.in_files -= stream._states.nbytes
+            else:
+                self.in_memory -= stream._states.nbytes
+        return replaced
 
     def copy(self, stream: Stream, chunk: int) -> Stream:
         """A stream of its own with the same content."""

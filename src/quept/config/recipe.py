@@ -38,6 +38,7 @@ class Recipe(Value):
     granularity: Granularity = Granularity()
     adapter: Adapter = Adapter()
     learned_rounding: tuple[Bits, ...] = ()
+    rounding_method: Annotated[str, Field(min_length=1)] = "offsets"
     store: Store = Store()
     reconstruction: Reconstruction = Reconstruction()
     merging: Merging = Merging()
@@ -119,6 +120,7 @@ class Recipe(Value):
             granularity=self.granularity,
             adapter=adapter,
             learned_rounding=tuple(bits for bits in self.bits if bits in self.learned_rounding),
+            rounding_method=self.rounding_method,
             store=self.store,
             scaled=not stored or self.smoothing.enabled or self.reparameterization.enabled,
         )

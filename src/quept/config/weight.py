@@ -107,9 +107,14 @@ class WeightSpec(Value):
     granularity: Granularity
     adapter: Adapter
     learned_rounding: tuple[Bits, ...] = ()
+    rounding_method: str = "offsets"
     store: Store = Store()
     scaled: bool = True
     fixed: bool = False
+
+    def has_adapter(self, bits: int) -> bool:
+        """Return whether a bit-width has an adapter."""
+        return bool(self.adapter.columns(bits, self.groups).stop > 0)
 
     def clip_ratio_bits(self, bits: int, in_features: int) -> int:
         """Bits in which the share of one end of a range is stored at this width."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quept.config import LARGEST_RANK
 from quept.formats import eight_bit
+from quept.formats.derivation import derive, masked
 from quept.numerics import affine, rounding_mask
 
 
@@ -74,17 +75,16 @@ class StoredWeight:
         """Codes uint8 `(out, in)`, scales and integral zero points float32 `(out, groups)` of a width."""
         self.check_groups(bits, inputs_per_scale)
         inputs_per_scale = min(inputs_per_scale, self.shape[1])
-        grouped = affine.split_groups(self.weight(), inputs_per_scale)
-        low = high = None
-        if self.clip_ratios is not None:
-            low, high = eight_bit.clip_ratios(self.clip_ratios, bits=8).unsqueeze(-1)
-        to = affine.grid(grouped, bits, low, high, symmetric)
-        offset = None
-        if self.plane is not None:
-            plane = rounding_mask.unpack(self.plane, self.shape[1])
-            offset = rounding_mask.plane_offset(grouped, to, affine.split_groups(plane, inputs_per_scale))
-        codes = affine.join_groups(affine.codes(grouped, to, offset), self.shape[1])
-        return codes, to.scale.squeeze(-1), to.zero_point.squeeze(-1)
+        derived = derive(
+            self.weight(),
+            bits,
+            inputs_per_scale,
+            clip_ratios=None if self.clip_ratios is None else eight_bit.clip_ratios(self.clip_ratios, bits=8),
+            symmetric=symmetric,
+            rounding=None if self.plane is None else masked(self.plane, self.shape[1], inputs_per_scale),
+        )
+        codes = affine.join_groups(derived.codes(), self.shape[1])
+        return codes, derived.grid.scale.squeeze(-1), derived.grid.zero_point.squeeze(-1)
 
     def check_groups(self, bits: int, inputs_per_scale: int) -> None:
         """`ValueError` unless the shares are of groups of this many inputs, and the width is known."""

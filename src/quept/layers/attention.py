@@ -2,15 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quept.config import Activations
 from quept.layers.quantizers import LogQuantizer, Quantizer, quantizer
+from quept.layers.setting import Adjustable
 
 
-class AttentionOperands(nn.Module):
+class OperandSetting(NamedTuple):
+    """Bit-width of attention's operands, None being full precision; `unclipped` rounds on whole ranges (baseline)."""
+
+    bits: int | None
+    unclipped: bool = False
+
+
+class AttentionOperands(Adjustable[OperandSetting]):
     """What rounds the operands of one attention layer's products; `path` is where the layer is in the model.
 
     `bits` is a width of `spec`, or None for full precision.
@@ -19,11 +28,20 @@ class AttentionOperands(nn.Module):
     def __init__(self, path: str, spec: Activations, device: torch.device) -> None:
         super().__init__()
         self.path, self.spec = path, spec
-        self.bits: int | None = None
+        self.set_default(OperandSetting(None))
         self.queries, self.keys = quantizer(spec, device), quantizer(spec, device)
         self.probabilities = LogQuantizer(spec, device) if spec.softmax == "log" else quantizer(spec, device)
         self.values = quantizer(spec, device)
         self._observing = False
+
+    @property
+    def bits(self) -> int | None:
+        """Bit-width in force; None is full precision. Setting it sets the default for all threads."""
+        return self.setting.bits
+
+    @bits.setter
+    def bits(self, bits: int | None) -> None:
+        self.set_default(OperandSetting(bits))
 
     @property
     def are_rounded(self) -> bool:
@@ -50,17 +68,19 @@ class AttentionOperands(nn.Module):
 
         `mask` is added to the scores, or says (bool) which of them count. Probabilities are made in float32.
         """
-        scores = self._rounded(self.queries, query) @ self._rounded(self.keys, key).transpose(-1, -2) * scaling
+        setting = self.setting
+        queries, keys = self._rounded(self.queries, query, setting), self._rounded(self.keys, key, setting)
+        scores = queries @ keys.transpose(-1, -2) * scaling
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         probabilities = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        output = self._rounded(self.probabilities, probabilities) @ self._rounded(self.values, value)
+        output = self._rounded(self.probabilities, probabilities, setting) @ self._rounded(self.values, value, setting)
         return output.transpose(1, 2).contiguous()
 
-    def _rounded(self, of: Quantizer, operand: Tensor) -> Tensor:
+    def _rounded(self, of: Quantizer, operand: Tensor, setting: OperandSetting) -> Tensor:
         if self._observing:
             of.observe(operand)
-        rounded: Tensor = of(operand, self.bits)
+        rounded: Tensor = of(operand, *setting)
         return rounded
 
     def extra_repr(self) -> str:

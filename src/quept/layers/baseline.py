@@ -1,11 +1,13 @@
-"""Plain rounding to nearest, what every method is compared with."""
+"""Rounding to nearest, the baseline that every method is compared with."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from quept.layers.attention import AttentionOperands
+from quept.layers.attention import AttentionOperands, OperandSetting
 from quept.layers.linear import ElasticLinear
 from quept.layers.quantizers import Quantizer
+from quept.layers.setting import Adjustable, scope
 
 
 @contextmanager
@@ -13,40 +15,20 @@ def nearest(
     layers: Iterable[ElasticLinear],
     bits: int | None,
     activation_bits: int | None,
-    products: Iterable[AttentionOperands] = (),
+    operands: Iterable[AttentionOperands] = (),
 ) -> Iterator[None]:
-    """Within: the layers run with weights and inputs rounded to nearest on whole ranges, whatever widths are set.
+    """Within: the layers run with weights and inputs rounded to nearest on unclipped ranges, in this thread alone.
 
-    So do the operands of `products`. What has no width runs at full precision.
+    So do attentions' `operands`. None is full precision.
     """
-    layers, products = list(layers), list(products)
-    before = [(layer.bits, layer.activation_bits) for layer in layers]
-    operands = [each.bits for each in products]
-    quantizers = quantizers_of(layers, products)
-    try:
-        for layer in layers:
-            if bits is None:
-                layer.bits = None
-            else:
-                layer.override = layer.nearest(bits)
-            layer.activation_bits = activation_bits
-        for each in products:
-            each.bits = activation_bits
-        if activation_bits is not None:
-            for quantizer in quantizers:
-                quantizer.override = quantizer.min_max_grid(activation_bits)
+    settings: dict[Adjustable[Any], Any] = {layer: layer.nearest_at(bits, activation_bits) for layer in layers}
+    settings |= {each: OperandSetting(activation_bits, unclipped=True) for each in operands}
+    with scope(settings):
         yield
-    finally:
-        for layer, (weights, inputs) in zip(layers, before, strict=True):
-            layer.override, layer.bits, layer.activation_bits = None, weights, inputs
-        for each, given in zip(products, operands, strict=True):
-            each.bits = given
-        for quantizer in quantizers:
-            quantizer.override = None
 
 
-def quantizers_of(layers: Iterable[ElasticLinear], products: Iterable[AttentionOperands]) -> list[Quantizer]:
-    """What rounds the layers' inputs, and the products' operands, each once."""
+def quantizers_of(layers: Iterable[Any], operands: Iterable[AttentionOperands]) -> list[Quantizer]:
+    """Return the quantizers of the layers' inputs and of attentions' operands, each once."""
     inputs = [layer.input.quantizer for layer in layers if layer.input is not None]
-    operands = [quantizer for each in products for quantizer in each.quantizers()]
-    return list(dict.fromkeys((*inputs, *operands)))
+    found = [quantizer for each in operands for quantizer in each.quantizers()]
+    return list(dict.fromkeys((*inputs, *found)))

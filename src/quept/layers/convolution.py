@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from quept.config import WeightSpec
 from quept.layers.inputs import ElasticInput
-from quept.layers.linear import ElasticLinear
+from quept.layers.linear import ElasticLinear, weight_of
 
 
 class ElasticConv2d(ElasticLinear):
@@ -16,9 +16,10 @@ class ElasticConv2d(ElasticLinear):
     is_matrix = False
 
     def __init__(self, convolution: nn.Conv2d, spec: WeightSpec, path: str, input: ElasticInput | None = None) -> None:
-        bias = convolution.bias
-        weight = convolution.weight.detach().flatten(1).contiguous()
-        super().__init__(weight, None if bias is None else bias.detach(), spec, path, input)
+        weight = weight_of(convolution).detach().contiguous()
+        super().__init__(weight.shape, convolution.bias, spec, path, input, dtype=weight.dtype, device=weight.device)
+        if self.store is None:
+            self.weight.data = weight
         self.kernel = convolution.weight.shape[1:]
         self.steps: dict[str, Any] = {
             "stride": convolution.stride,
@@ -28,7 +29,7 @@ class ElasticConv2d(ElasticLinear):
         }
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, spec: WeightSpec, path: str, input: ElasticInput | None = None) -> Self:
+    def like(cls, linear: nn.Module, spec: WeightSpec, path: str, input: ElasticInput | None = None) -> Self:
         """From `nn.Conv2d`; `ValueError` where it pads with anything but zeros."""
         assert isinstance(linear, nn.Conv2d)
         if linear.padding_mode != "zeros":

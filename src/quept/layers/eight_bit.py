@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from quept.config import WeightSpec
 from quept.formats import eight_bit
 from quept.formats.stored import StoredWeight
-from quept.numerics.affine import groups_per_row
+from quept.numerics.affine import Grid, groups_per_row, split_groups
 
 
 class EightBitStore(nn.Module):
@@ -49,22 +49,33 @@ class EightBitStore(nn.Module):
             self.shares[str(bits)] = kept(torch.uint8, *ends, out_features, scales)
 
     @torch.no_grad()
-    def round_master(self, weight: Tensor) -> None:
-        """Take over a weight, `(out, in)`, rounded."""
-        codes, scale = eight_bit.round_master(weight.to(torch.float32), self.inputs_per_scale)
+    def set_master(self, codes: Tensor, scale: Tensor) -> None:
+        """Take over a master, int8 `(out, in)` and bfloat16 `(out, groups)`."""
         self.master.copy_(codes)
         self.master_scale.copy_(scale)
 
     @torch.no_grad()
-    def round_learned(self, up: Tensor, down: Tensor, shares: dict[int, Tensor]) -> None:
-        """Take over factors, `(out, R)` and `(R, in)`, and shares, `(2, out, groups_b)` by width, rounded."""
+    def round_factors(self, up: Tensor, down: Tensor) -> None:
+        """Take over low-rank factors, `(out, R)` and `(R, in)`, rounded."""
         if self.up is not None and self.down is not None and self.adapter_scale is not None:
-            for place, value in zip(
+            for kept, value in zip(
                 (self.up, self.down, self.adapter_scale), eight_bit.round_factors(up, down), strict=True
             ):
-                place.copy_(value)
-        for bits, share in shares.items():
-            self.shares[str(bits)].copy_(eight_bit.round_clip_ratios(share, self.clip_ratio_bits(bits)))
+                kept.copy_(value)
+
+    @torch.no_grad()
+    def round_clip_ratios(self, bits: int, ratios: Tensor) -> None:
+        """Take over the clip ratios of a bit-width, `(2, out, groups_b)`, rounded."""
+        self.shares[str(bits)].copy_(eight_bit.round_clip_ratios(ratios, self.clip_ratio_bits(bits)))
+
+    def master_codes(self) -> tuple[Tensor, Grid]:
+        """Return the master as unsigned codes, `(out, groups, inputs)` uint8, and their grid."""
+        assert self.spec.store.master_bits is not None
+        middle = 2 ** (self.spec.store.master_bits - 1)
+        grouped = split_groups(self.master, self.inputs_per_scale)
+        scale = self.master_scale.to(torch.float32).unsqueeze(-1)
+        codes = grouped.to(torch.int16).add_(middle).to(torch.uint8)
+        return codes, Grid(scale, torch.full_like(scale, middle), 2 * middle - 1)
 
     def weight(self) -> Tensor:
         """The master, `(out, in)` float32."""

@@ -54,9 +54,13 @@ class ElasticInput(nn.Module):
         """Whether every token brings its own range along, one for all its channels."""
         return self.spec.range == "token" and self.spec.group_size is None
 
-    def forward(self, hidden: Tensor, bits: int | None, reader: str) -> Tensor:
-        """`(..., in)` as the linear at `reader` multiplies it; `bits` None rounds nothing."""
-        return self._once(hidden, ("rounded", bits), reader, lambda: self._rounded(hidden, bits))
+    def forward(self, hidden: Tensor, bits: int | None, reader: str, unclipped: bool = False) -> Tensor:
+        """Return `(..., in)` as the linear at `reader` multiplies it; `bits` None rounds nothing.
+
+        With `unclipped` it is rounded on its whole range: the baseline.
+        """
+        kind = "unclipped" if unclipped else "rounded"
+        return self._once(hidden, (kind, bits), reader, lambda: self._rounded(hidden, bits, unclipped))
 
     def codes(self, hidden: Tensor, bits: int, reader: str) -> Tokens:
         """The same as integers, for a product of integers."""
@@ -87,8 +91,8 @@ class ElasticInput(nn.Module):
         result: Made = kept.result
         return result
 
-    def _rounded(self, hidden: Tensor, bits: int | None) -> Tensor:
+    def _rounded(self, hidden: Tensor, bits: int | None, unclipped: bool) -> Tensor:
         hidden = self.transformed(hidden)
         self.quantizer.observe(hidden)
-        rounded: Tensor = self.quantizer(hidden, bits)
+        rounded: Tensor = self.quantizer(hidden, bits, unclipped)
         return rounded

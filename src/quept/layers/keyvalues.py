@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from quept.layers.setting import Adjustable
 from quept.numerics.hadamard import Rotation
 from quept.numerics.keyvalues import fake_quantize
 
 
-class KeyValues(nn.Module):
+class KeyValues(Adjustable[int | None]):
     """The width of an attention layer's keys and values, their rotation, and where keys are centred.
 
     What all keys of a head have in common makes their ranges wide and says nothing about any of them; it is taken away
@@ -34,8 +35,17 @@ class KeyValues(nn.Module):
         self._tokens = 0
         self.path = path
         self.rotates_values = rotates_values
-        self.bits: int | None = None
-        self._handed_out: weakref.ref[Tensor] | None = None
+        self.set_default(None)
+        self._handed_out: dict[int, weakref.ref[Tensor]] = {}
+
+    @property
+    def bits(self) -> int | None:
+        """Bit-width in force; None is full precision. Setting it sets the default for all threads."""
+        return self.setting
+
+    @bits.setter
+    def bits(self, bits: int | None) -> None:
+        self.set_default(bits)
 
     def rotate(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys, centred, and values, if this layer rotates them: as they are quantized.
@@ -100,11 +110,12 @@ class KeyValues(nn.Module):
 
     def hand_out(self, keys: Tensor) -> None:
         """Note that the next attention over `keys` finds them, and their values, as they are to be used."""
-        self._handed_out = weakref.ref(keys)
+        # By tensor: several threads may generate at the same time.
+        self._handed_out[id(keys)] = weakref.ref(keys)
 
     def were_handed_out(self, keys: Tensor) -> bool:
-        """Whether `keys` are the tensor that a cache handed out last; true only once."""
-        noted, self._handed_out = self._handed_out, None
+        """Return whether a cache handed out `keys`; true only once for each time that it did."""
+        noted = self._handed_out.pop(id(keys), None)
         return noted is not None and noted() is keys
 
     def extra_repr(self) -> str:

@@ -51,13 +51,16 @@ class Quantizer(nn.Module):
         self.spec = spec
         self.override: Any = None
 
-    def forward(self, values: Tensor, bits: int | None) -> Tensor:
-        """`values` rounded to `bits`, with straight-through gradients; None leaves them as they are."""
+    def forward(self, values: Tensor, bits: int | None, unclipped: bool = False) -> Tensor:
+        """Return `values` rounded to `bits`, with straight-through gradients; None leaves them as they are.
+
+        With `unclipped`, ranges are the whole ones, whatever was learned: the baseline.
+        """
         grid = self.override
         if grid is None:
             if bits is None:
                 return values
-            grid = self.grid(bits)
+            grid = self.min_max_grid(bits) if unclipped else self.grid(bits)
         return self.round(values, grid)
 
     def grid(self, bits: int) -> Any:

@@ -1,6 +1,7 @@
-"""Putting elastic layers in the place of linear ones."""
+"""Putting other layers in the place of a block's linears."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from torch import nn
 
@@ -9,27 +10,37 @@ from quept.layers.convolution import ElasticConv2d
 from quept.layers.inputs import ElasticInput
 from quept.layers.linear import ElasticLinear
 
+Layer = TypeVar("Layer", bound=nn.Module)
+LayerFactory = Callable[[nn.Module, WeightSpec, str, ElasticInput | None], Layer]
+"""From a linear, the settings of its weight, its path in the model and what stands in front of it, to a layer."""
+
+
+def elastic_like(linear: nn.Module, spec: WeightSpec, path: str, input: ElasticInput | None) -> ElasticLinear:
+    """Make an uncalibrated elastic layer for a linear or a convolution; see `ElasticLinear.like`."""
+    kind = ElasticConv2d if isinstance(linear, nn.Conv2d) else ElasticLinear
+    return kind.like(linear, spec, path, input)
+
 
 def replace_linears(
     block: nn.Module,
     path: str | None,
-    linears: Sequence[str],
-    spec: WeightSpec,
-    inputs: Mapping[str, ElasticInput] | None = None,
-) -> dict[str, ElasticLinear]:
-    """Replace the named linears of the block at `path` in place; returns the elastic ones by name.
+    specs: Mapping[str, WeightSpec],
+    inputs: Mapping[str, ElasticInput],
+    make: LayerFactory[Layer],
+) -> dict[str, Layer]:
+    """Replace linears and convolutions of the block at `path`, in place; without a `path` the block is the model.
 
-    Convolutions may be named as well. Without a `path` the block is the model.
-
-    `inputs` says what a linear's inputs go through first, by name, where they go through anything.
+    `specs` names them, each with its settings; `inputs` are the transforms and roundings in front of those that have
+    any. Returns the new layers by name.
     """
-    inputs = inputs or {}
-    replaced = {}
-    for name in linears:
-        parent, _, leaf = name.rpartition(".")
-        layer = block.get_submodule(name)
-        kind = ElasticConv2d if isinstance(layer, nn.Conv2d) else ElasticLinear
-        elastic = kind.from_linear(layer, spec, f"{path}.{name}" if path else name, inputs.get(name))
-        setattr(block.get_submodule(parent), leaf, elastic)
-        replaced[name] = elastic
-    return replaced
+    made = {}
+    for name, spec in specs.items():
+        made[name] = make(block.get_submodule(name), spec, f"{path}.{name}" if path else name, inputs.get(name))
+        put(block, name, made[name])
+    return made
+
+
+def put(module: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the submodule at `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, layer)

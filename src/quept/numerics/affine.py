@@ -70,6 +70,11 @@ def grid_between(low: Tensor, high: Tensor, bits: int, symmetric: bool = False) 
         scale = torch.maximum(-low, high) / (middle - 1)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         return Grid(scale, torch.full_like(scale, middle), maximum)
+    return asymmetric_grid(low, high, maximum)
+
+
+def asymmetric_grid(low: Tensor, high: Tensor, maximum: int) -> Grid:
+    """Return the grid of codes 0 to `maximum` from `low` to `high`, zero among them; an empty range has scale 1."""
     scale = (high - low) / maximum
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return Grid(scale, round_straight_through(-low / scale), maximum)

@@ -27,7 +27,7 @@ def flipped(grouped: Tensor, to: Grid, offset: Tensor) -> Tensor:
     return ((ratio + offset).round() != nearest) & (ratio != nearest)
 
 
-def plane_offset(grouped: Tensor, to: Grid, plane: Tensor) -> Tensor:
+def mask_offset(grouped: Tensor, to: Grid, plane: Tensor) -> Tensor:
     """The offset in steps with which `fake_quantize` and `codes` round as the plane says."""
     ratio = grouped / to.scale
     nearest = ratio.round()

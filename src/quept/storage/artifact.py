@@ -144,8 +144,6 @@ def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
         model = model_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # init_empty_weights undoes the ties made inside it
     make_elastic(model, recipe)
-    for layer in elastic_linears(model).values():
-        layer.empty()
     return model
 
 
@@ -201,7 +199,7 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
             tensors[name] = tensor.to(cast_to)
     for layer in layers.values():
         if cast_to is not None:
-            layer.come_out_in(cast_to)
+            layer.set_dtype(cast_to)
     model.load_state_dict(tensors, strict=False, assign=True)
     if not isinstance(model.get_output_embeddings(), ElasticLinear):  # a head with a width is no embedding any more
         model.tie_weights()

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from quept.config import Rotation
-from quept.layers import ElasticLinear
 from quept.layers.inputs import OnlineTransform
 from quept.layers.linear import weight_of
 from quept.models import Architecture, BlockContext, Values
@@ -93,24 +92,24 @@ class Rotate(Transform):
                 if not architecture.is_linear(site.producer):
                     _move_norm(block, site.producer, site.consumers, architecture.norm_offset)
                     for path in site.consumers:
-                        _rotate_inputs(_linear(block, path), stream)
+                        _rotate_inputs(block.get_submodule(path), stream)
             for path in architecture.residual.writers:
-                _rotate_outputs(_linear(block, path), stream)
+                _rotate_outputs(block.get_submodule(path), stream)
         for site in architecture.sites:
             if isinstance(site.channels, Values):
                 _rotate_values(block, site.producer, site.consumers, site.channels, context.config)
         for path, rotation in self.online(block, context).items():
-            _rotate_inputs(_linear(block, path), rotation)
+            _rotate_inputs(block.get_submodule(path), rotation)
         return {}
 
     def notes(self, block: nn.Module, context: BlockContext) -> list[str]:
         """Which channels are rotated in parts, and whether the residual stream is rotated in the weights."""
         architecture, config = context.architecture, context.config
         online = self.online(block, context)
-        rotated = {f"the inputs of {path}": _linear(block, path).in_features for path in online}
+        rotated = {f"the inputs of {path}": _inputs_of(block, path) for path in online}
         for site in architecture.sites:
             if isinstance(site.channels, Values):
-                channels = _linear(block, site.consumers[0]).in_features
+                channels = _inputs_of(block, site.consumers[0])
                 rotated["the values of each head"] = channels // config.num_attention_heads
         notes = []
         if stream := _stream(architecture, config):
@@ -175,18 +174,18 @@ def _folded(architecture: Architecture, config: Any, settings: Rotation) -> set[
     }
 
 
-def _linear(block: nn.Module, path: str) -> ElasticLinear:
-    linear = block.get_submodule(path)
-    assert isinstance(linear, ElasticLinear)
-    return linear
+def _inputs_of(block: nn.Module, path: str) -> int:
+    return weight_of(block.get_submodule(path)).shape[1]
 
 
-def _rotate_inputs(linear: ElasticLinear, rotation: Callable[[Tensor], Tensor]) -> None:
-    linear.weight.copy_(rotation(linear.weight.double()))
+def _rotate_inputs(linear: nn.Module, rotation: Callable[[Tensor], Tensor]) -> None:
+    weight = weight_of(linear)
+    weight.copy_(rotation(weight.double()))
 
 
-def _rotate_outputs(linear: ElasticLinear, rotation: Callable[[Tensor], Tensor]) -> None:
-    linear.weight.copy_(rotation(linear.weight.double().T).T)
+def _rotate_outputs(linear: Any, rotation: Callable[[Tensor], Tensor]) -> None:
+    weight = weight_of(linear)
+    weight.copy_(rotation(weight.double().T).T)
     if linear.bias is not None:
         linear.bias.copy_(rotation(linear.bias.double()))
 
@@ -196,19 +195,20 @@ def _rotate_values(block: nn.Module, producer: str, consumers: tuple[str, ...], 
 
     Signs follow, drawn per key-value head: a rotation over all heads would undo part of this one without them.
     """
-    made, taken = _linear(block, producer), [_linear(block, path) for path in consumers]
-    channels = taken[0].in_features
+    made: Any = block.get_submodule(producer)
+    rows_made, taken = weight_of(made), [weight_of(block.get_submodule(path)) for path in consumers]
+    channels = taken[0].shape[1]
     heads: int = config.num_attention_heads
     rotation = hadamard.Rotation.of(channels // heads)
     rows = values.rows(config, channels).view(heads, -1)
     signs = {int(head[0]): _signs(f"values in row {int(head[0])}", len(head)) for head in rows}
-    for linear in taken:
-        weight = rotation(linear.weight.double().view(linear.out_features, heads, -1))
-        weight *= torch.stack([signs[int(head[0])] for head in rows]).to(weight)
-        linear.weight.copy_(weight.flatten(1))
-    for head in torch.unique(rows, dim=0).to(made.weight.device):  # several heads may read the same values
-        sign = signs[int(head[0])].to(made.weight.device)
-        made.weight[head] = (rotation(made.weight[head].double().T) * sign).T.to(made.weight.dtype)
+    for weight in taken:
+        rotated = rotation(weight.double().reshape(len(weight), heads, -1))
+        rotated *= torch.stack([signs[int(head[0])] for head in rows]).to(rotated)
+        weight.copy_(rotated.flatten(1))
+    for head in torch.unique(rows, dim=0).to(rows_made.device):  # several heads may read the same values
+        sign = signs[int(head[0])].to(rows_made.device)
+        rows_made[head] = (rotation(rows_made[head].double().T) * sign).T.to(rows_made.dtype)
         if made.bias is not None:
             made.bias[head] = (rotation(made.bias[head].double()) * sign).to(made.bias.dtype)
 
@@ -217,12 +217,11 @@ def _move_norm(block: nn.Module, norm_path: str, consumers: tuple[str, ...], off
     """Move a norm's weight and bias, where it has them, into the linears that read it."""
     norm: Any = block.get_submodule(norm_path)
     for path in consumers:
-        linear = _linear(block, path)
+        linear: Any = block.get_submodule(path)
         if getattr(norm, "bias", None) is not None:
-            assert linear.bias is not None
-            linear.bias.add_(linear.weight.double() @ norm.bias.double())
+            linear.bias.add_(weight_of(linear).double() @ norm.bias.double())
         if getattr(norm, "weight", None) is not None:
-            linear.weight.mul_(norm.weight.double() + offset)
+            weight_of(linear).mul_(norm.weight.double() + offset)
     if getattr(norm, "bias", None) is not None:
         norm.bias.zero_()
     if getattr(norm, "weight", None) is not None:
