@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from quept import ops
-from quept.numerics import affine, integer
+from quept.formats.integers import IntegerWeight, Tokens
+from quept.numerics import affine
 from quept.numerics.hadamard import Rotation
 
 # Output and input channels.
@@ -50,12 +51,12 @@ class Shared:
     def __init__(self, rotation: Rotation | None) -> None:
         self.rotation = rotation
         self.source: Tensor | None = None
-        self.tokens: integer.Tokens | None = None
+        self.tokens: Tokens | None = None
 
-    def __call__(self, x: Tensor) -> integer.Tokens:
+    def __call__(self, x: Tensor) -> Tokens:
         if self.tokens is None or x is not self.source:
             self.source = x
-            self.tokens = integer.quantize_tokens(x, SHARE, 8, self.rotation)
+            self.tokens = ops.quantize_tokens(x, SHARE, 8, self.rotation)
         return self.tokens
 
     def forget(self, *_: Any) -> None:
@@ -70,16 +71,16 @@ class IntegerLinear(nn.Module):
         self.weight, self.shared = quantized(linear.weight, shared.rotation), shared
 
     def forward(self, x: Tensor) -> Tensor:
-        return integer.integer_linear(self.shared(x), self.weight, None, x.dtype)
+        return ops.integer_linear(self.shared(x), self.weight, None, x.dtype)
 
 
-def quantized(weight: Tensor, rotation: Rotation | None = None) -> integer.IntegerWeight:
+def quantized(weight: Tensor, rotation: Rotation | None = None) -> IntegerWeight:
     """Rounded to nearest on a symmetric grid per channel."""
     weight = weight.detach().float() if rotation is None else rotation(weight.detach().float())
     grouped = weight.unsqueeze(1)
     grid = affine.grid(grouped, 8, symmetric=True)
     codes = affine.codes(grouped, grid).squeeze(1)
-    return integer.IntegerWeight.of(codes, grid.scale.flatten(), grid.zero_point.flatten(), torch.device("cpu"))
+    return ops.integer_weight(codes, grid.scale.flatten(), grid.zero_point.flatten(), torch.device("cpu"))
 
 
 def in_integers(block: nn.Module, rotation: Rotation | None) -> nn.Module:
@@ -115,8 +116,8 @@ def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[
     return found
 
 
-def whole(x: Tensor, weight: integer.IntegerWeight) -> Tensor:
-    return integer.integer_linear(integer.quantize_tokens(x, SHARE, 8), weight, None, x.dtype)
+def whole(x: Tensor, weight: IntegerWeight) -> Tensor:
+    return ops.integer_linear(ops.quantize_tokens(x, SHARE, 8), weight, None, x.dtype)
 
 
 def linears(repeats: int) -> list[dict[str, Any]]:
@@ -126,11 +127,11 @@ def linears(repeats: int) -> list[dict[str, Any]]:
         half, packed = weight.bfloat16(), quantized(weight)
         for tokens in TOKENS:
             x = torch.randn(tokens, in_features).bfloat16()
-            shared = integer.quantize_tokens(x, SHARE, 8)
+            shared = ops.quantize_tokens(x, SHARE, 8)
             runs = {
                 "bf16": partial(F.linear, x, half),
                 "int8": partial(whole, x, packed),
-                "int8, shared": partial(integer.integer_linear, shared, packed, None, x.dtype),
+                "int8, shared": partial(ops.integer_linear, shared, packed, None, x.dtype),
             }
             what = f"{tokens} x {out_features} x {in_features}"
             rows.append({"what": what, "times": measure(runs, repeats)})
@@ -138,7 +139,7 @@ def linears(repeats: int) -> list[dict[str, Any]]:
 
 
 def without_kernels(run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    with ops.using(None):
+    with ops.using("onednn", "int_mm"):
         return run(*arguments, **named)
 
 
@@ -147,15 +148,15 @@ def passes(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for width in WIDTHS:
         x, rotation = torch.randn(PREFILL, width).bfloat16(), Rotation.of(width)
-        tokens = integer.quantize_tokens(x, SHARE, 8)
+        tokens = ops.quantize_tokens(x, SHARE, 8)
         wide = torch.randn(1, width)
         runs: dict[str, Callable[[], Any]] = {
-            "quantize": partial(integer.quantize_tokens, x, SHARE, 8),
-            "rotate": partial(rotation, x),
-            "rotate and quantize": partial(integer.quantize_tokens, x, SHARE, 8, rotation),
-            "scale": partial(integer._finished, x.clone(), tokens.scale, tokens.scale, None, None, x.dtype),
+            "quantize": partial(ops.quantize_tokens, x, SHARE, 8),
+            "rotate": partial(ops.rotate, x, rotation),
+            "rotate and quantize": partial(ops.quantize_tokens, x, SHARE, 8, rotation),
+            "scale": partial(ops.finish_product, x.clone(), tokens.scale, tokens.scale, None, None, x.dtype),
             "shift and scale": partial(
-                integer._finished, x.float(), tokens.scale, tokens.sums, wide, None, torch.bfloat16
+                ops.finish_product, x.float(), tokens.scale, tokens.sums, wide, None, torch.bfloat16
             ),
         }
         for name, run in runs.items():
@@ -215,13 +216,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("blocks", "passes", "linears"), help="one of the parts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured, as JSON")
     arguments = parser.parse_args()
-    if not integer.supported(torch.device("cpu")):
+    if not ops.has_integer_product(torch.device("cpu")):
         parser.error("this processor has no exact integer product")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     console = Console()
     console.print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {integer.backends('cpu')[0]}. "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {ops.integer_product.backend_on('cpu').name}. "
         "Medians (quartiles); ratios of the medians (of the minima).",
         soft_wrap=True,
     )

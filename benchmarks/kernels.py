@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quept import ops
-from quept.formats import tiles
-from quept.formats.packed import PackedWeight, packed_linear, rebuild
+from quept.formats import packing, tiles
+from quept.formats.packed import PackedWeight
 from quept.formats.paging import empty_bytes
 from quept.formats.stored import StoredWeight
-from quept.numerics import rounding_mask
+from quept.ops import packed_linear, rebuild
 
 WIDTHS = range(2, 9)
 GROUP = 128
@@ -177,7 +177,7 @@ def rebuild_speeds(repeats: int) -> dict[int, float]:
         GROUP,
         *(signed((rows, rank)), signed((rank, columns)), torch.full((rows,), 1e-5)),
         clip_ratios=torch.full((2, rows, columns // GROUP), 200, dtype=torch.uint8),
-        plane=rounding_mask.pack(torch.rand(rows, columns) < 0.3),
+        plane=packing.pack((torch.rand(rows, columns) < 0.3).to(torch.uint8), 1),
     )
     speeds = dict.fromkeys(WIDTHS, 0.0)
     for _ in range(repeats):

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import quept
 from quept.data import token_stream
-from quept.formats.packed import FEW
 from quept.generation import cache_arguments, cache_of
 from quept.models.checkpoint import open_tokenizer
+from quept.ops.cpu.packed import FEW
 
 WINDOWS = 8  # side by side
 

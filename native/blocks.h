@@ -1,4 +1,4 @@
-// Codes of 2 to 8 bits in blocks of 128, as quept.numerics.blocks describes them.
+// Codes of 2 to 8 bits in tiles of 128, called blocks here, as quept.formats.tiles describes them.
 #pragma once
 
 #include "kernels.h"

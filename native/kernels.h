@@ -77,7 +77,7 @@ constexpr ptrdiff_t BLOCK = 128;  // inputs whose codes lie together
 constexpr int SUMS = 8;           // lanes in which floats are summed
 constexpr ptrdiff_t AHEAD = 8192;  // bytes that codes are fetched before they are read
 
-// A weight as quept.numerics.packed describes it.
+// A weight as quept.formats.packed describes it.
 struct Packed {
     const uint8_t *codes;
     const Half *scale;          // (out, groups), or null where a row has one group
@@ -107,7 +107,7 @@ struct Product {
     Type type;
 };
 
-// A weight as quept.numerics.stored describes it.
+// A weight as quept.formats.stored describes it.
 struct Stored {
     const int8_t *master;          // (out, in)
     const uint16_t *master_scale;  // bfloat16 (out, master_groups)

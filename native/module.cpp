@@ -1,4 +1,4 @@
-// The extension module: tensors come as addresses, checked by quept.ops, which is the only caller.
+// The extension module: tensors come as addresses, checked by quept.ops.cpu, which is the only caller.
 #include <atomic>
 #include <cstdint>
 #include <memory>

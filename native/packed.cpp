@@ -1,4 +1,4 @@
-// Packed weights: tensors come as addresses, checked by quept.ops.packed, which is the only caller.
+// Packed weights: tensors come as addresses, checked by quept.ops.cpu.packed, which is the only caller.
 #include <atomic>
 #include <chrono>
 #include <memory>

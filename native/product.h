@@ -1,4 +1,4 @@
-// Products of packed weights and tokens rounded block by block: numerics.packed.integer_product, to the bit.
+// Products of packed weights and tokens rounded block by block: ops.reference.tiles.tile_product, to the bit.
 //
 // A row is read once, in one stream, for up to TOGETHER tokens: sets of 32 codes are taken out of it by shifts and masks,
 // multiplied by bytes, and summed in int16 as long as nothing can overflow. Floats come in once per block and lane.
@@ -149,7 +149,7 @@ INLINE Sums dot(const Set *sets, const int8_t *codes) {
 
 INLINE Eight to_floats(Sums sums) { return __builtin_convertvector(sums, Eight); }
 
-// `count` tokens' sums over a row: `lanes` gets what numerics.packed calls lane, from factors (count, units).
+// `count` tokens' sums over a row: `lanes` gets what ops.reference.tiles calls lane, from factors (count, units).
 template <int bits, int per_block, int count>
 INLINE void multiply_row(const uint8_t *row, ptrdiff_t blocks, const int8_t *const *codes, const float *const *factors,
                          Eight *lanes) {

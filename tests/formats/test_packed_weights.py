@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from torch import library
 from torch.nn import functional as F
 
-from quept.formats import packed, tiles
-from quept.formats.packed import PackedWeight, packed_linear, rebuild
+from quept.formats import packing, tiles
+from quept.formats.dtypes import DTYPES
+from quept.formats.packed import PackedWeight
 from quept.formats.stored import StoredWeight
-from quept.numerics import affine, rounding_mask
+from quept.numerics import affine
+from quept.ops import packed_linear, rebuild
+from quept.ops.reference.tiles import quantize_tiles, tile_product
 
 WIDTHS = range(2, 9)
 
@@ -47,8 +50,8 @@ def random_store(out_features, in_features, master_group, rank, groups, plane, s
         adapter = {"up": signed(out_features, rank), "down": signed(rank, in_features)}
         adapter["adapter_scale"] = torch.rand(out_features, generator=draw) * 1e-6
     clip_ratios = torch.randint(0, 256, (2, out_features, groups), generator=draw).to(torch.uint8) if groups else None
-    bits = torch.randint(0, 2, (out_features, in_features), generator=draw).bool()
-    given = rounding_mask.pack(bits) if plane else None
+    bits = torch.randint(0, 2, (out_features, in_features), generator=draw).to(torch.uint8)
+    given = packing.pack(bits, 1) if plane else None
     return StoredWeight(
         signed(out_features, in_features), scale, master_group, **adapter, clip_ratios=clip_ratios, plane=given
     )
@@ -91,10 +94,10 @@ def test_what_is_dense_is_the_stored_scale_times_steps(bits, inputs_per_scale):
     torch.testing.assert_close(weight.scales, scale, rtol=0 if inputs_per_scale >= 300 else 2**-11, atol=0)
     steps = affine.split_groups(codes.float(), min(inputs_per_scale, 300)) - zero_point.unsqueeze(-1)
     expected = affine.join_groups(steps * weight.scales.unsqueeze(-1), 300)
-    assert torch.equal(weight.dense(torch.float32), expected)
-    assert torch.equal(weight.dense(torch.bfloat16, slice(1, 3)), expected[1:3].bfloat16())
+    assert torch.equal(weight.dequantize(torch.float32), expected)
+    assert torch.equal(weight.dequantize(torch.bfloat16, slice(1, 3)), expected[1:3].bfloat16())
     twin = copy.deepcopy(weight)
-    assert torch.equal(twin.dense(torch.float32), expected)
+    assert torch.equal(twin.dequantize(torch.float32), expected)
     assert twin.nbytes == weight.nbytes > 5 * 300 * bits // 8
 
 
@@ -104,9 +107,9 @@ def test_small_scales_keep_their_digits_beside_a_group_of_zeros():
     weight = PackedWeight.of(codes, scale, torch.full((1, 4), 2.0), 2, 2)
     expected = scale * torch.tensor([1.0, 1.0, 0.0, 1.0])
     torch.testing.assert_close(weight.scales, expected, rtol=2**-11, atol=0)
-    assert weight.dense(torch.float32)[0, 4:6].tolist() == [0, 0]
+    assert weight.dequantize(torch.float32)[0, 4:6].tolist() == [0, 0]
     empty = PackedWeight.of(codes * 0, scale, torch.zeros(1, 4), 2, 2)
-    assert bool((empty.dense(torch.float32) == 0).all())
+    assert bool((empty.dequantize(torch.float32) == 0).all())
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -115,11 +118,11 @@ def test_products_in_integers_are_those_of_rounded_activations(bits, inputs_per_
     weight = random_weight(6, 700, bits, inputs_per_scale)
     x = torch.randn(3, 700, generator=generator(1))
     x[1, ::7] *= 1000
-    tokens = packed.quantize_tiles(x)
+    tokens = quantize_tiles(x)
     rounded = (tokens.codes.double() * tokens.unit.unsqueeze(-1)).flatten(1)[:, :700]
     assert float((rounded - x).abs().max() / x.abs().max()) < 0.5 / 126
-    dense = weight.dense(torch.float32).double()
-    found = packed.integer_product(x, weight, torch.ones(6))
+    dense = weight.dequantize(torch.float32).double()
+    found = tile_product(x, weight, torch.ones(6))
     expected = rounded @ dense.T + 1
     magnitude = rounded.abs() @ (dense.abs() + (2**bits) * weight.scales.max().double()).T
     assert bool(((found - expected).abs() < 1e-6 * magnitude + 1e-6).all())
@@ -128,15 +131,15 @@ def test_products_in_integers_are_those_of_rounded_activations(bits, inputs_per_
 def test_a_token_that_is_not_finite_has_a_product_that_is_not():
     x = torch.ones(3, 300)
     x[0, 3], x[1, 299] = torch.nan, torch.inf
-    found = packed.integer_product(x, random_weight(4, 300, 4, 128))
+    found = tile_product(x, random_weight(4, 300, 4, 128))
     assert found.isnan().all(1).tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("dtype", packed.DTYPES)
+@pytest.mark.parametrize("dtype", list(DTYPES.values()))
 def test_exact_products_are_those_of_the_dense_weight(dtype):
     weight, bias = random_weight(9, 172, 5, 24), torch.randn(9, generator=generator(2)).to(dtype)
     x = torch.randn(2, 3, 172, generator=generator(1)).to(dtype)
-    expected = F.linear(x, weight.dense(dtype), bias)
+    expected = F.linear(x, weight.dequantize(dtype), bias)
     torch.testing.assert_close(packed_linear(x, weight, bias, exact=True), expected, rtol=1e-2, atol=1e-2)
     assert packed_linear(x[:0], weight, bias).shape == (0, 3, 9)
 
@@ -144,7 +147,7 @@ def test_exact_products_are_those_of_the_dense_weight(dtype):
 def test_gradients_reach_the_activation():
     weight, x = random_weight(9, 256, 4, 128), torch.randn(1, 256, generator=generator(1)).requires_grad_()
     (gradient,) = torch.autograd.grad(packed_linear(x, weight).sum(), x)
-    torch.testing.assert_close(gradient, weight.dense(torch.float32).sum(0, keepdim=True))
+    torch.testing.assert_close(gradient, weight.dequantize(torch.float32).sum(0, keepdim=True))
 
 
 def test_what_does_not_fit_is_refused():
@@ -162,7 +165,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="2 to 8 bits"):
         PackedWeight((4, 256), 9, 128, weight.codes, weight.scale, weight.row_scale, weight.zero_point)
     with pytest.raises(ValueError, match="not multiplied in integers"):
-        packed.integer_product(torch.zeros(1, 256), random_weight(4, 256, 4, 24))
+        tile_product(torch.zeros(1, 256), random_weight(4, 256, 4, 24))
 
 
 def test_a_compiler_is_given_an_operator():
@@ -183,7 +186,7 @@ def test_a_compiler_is_given_an_operator():
 def test_a_stored_weight_is_rebuilt_within_half_a_step(bits, symmetric):
     store = random_store(5, 300, 128, 4, 0, False)
     weight = rebuild(store, bits, 64, symmetric)
-    error = (weight.dense(torch.float32) - store.weight()).abs()
+    error = (weight.dequantize(torch.float32) - store.weight()).abs()
     step = affine.join_groups(weight.scales.unsqueeze(-1).expand(-1, -1, 64), 300)
     rounding = 2**bits * 2.0**-11 + 0.5  # of the scale to float16, and to the code
     assert bool((error <= step * (rounding + 0.5 * (not symmetric))).all())

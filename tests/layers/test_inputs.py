@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from quept import ops
 from quept.config import Activations, Adapter, BitGroups, Granularity, WeightSpec
 from quept.layers import ElasticInput, Execution, WeightCache, learned_names, nearest, stored_tensors
 from quept.layers.replace import elastic_like, replace_linears
-from quept.numerics import integer
 from quept.numerics.hadamard import Rotation
 
 SPEC = WeightSpec(
@@ -140,7 +140,7 @@ def test_the_baseline_clips_nothing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("bits", "activation_bits"), [(8, 8), (4, 8), (8, 4), (4, 4)])
 def test_products_of_integers_are_what_they_stand_for(bits, activation_bits, dtype):
-    if not integer.supported(torch.device("cpu")):
+    if not ops.has_integer_product(torch.device("cpu")):
         pytest.skip("this processor has no exact integer product")
     module = at(block(Rotation.of(SIZE)).to(dtype), bits, activation_bits)
     states = hidden().to(dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import quept
+from quept import ops
 from quept.generation import cache_arguments, cache_of
 from quept.layers.size import resident_bytes
 from quept.precision import Parts, make_resident
@@ -47,7 +48,7 @@ def test_codes_are_those_of_the_simulation_bit_for_bit(artifact, bits):
         packed = layer.pack(bits)
         assert torch.equal(packed.unpacked(), codes.flatten(1)[:, : layer.in_features])
         assert torch.equal(packed.zero_point.float(), grid.zero_point.squeeze(-1))
-        torch.testing.assert_close(packed.dense(torch.float32), layer.derive(bits), rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(packed.dequantize(torch.float32), layer.derive(bits), rtol=1e-3, atol=1e-7)
 
 
 @torch.no_grad()
@@ -61,6 +62,7 @@ def decoded(model, windows):
     return torch.stack(found)
 
 
+@pytest.mark.skipif(not ops.available(), reason="single tokens are rounded by kernels alone")
 def test_rounding_single_tokens_costs_little_beside_rounding_weights(artifact, windows):
     exact = decoded(quept.load(artifact, 4, exact=True), windows)
     fast = decoded(quept.load(artifact, 4), windows)

@@ -46,19 +46,6 @@ def test_weights_on_a_code_and_exact_halves_keep_a_defined_code():
         assert torch.equal(rebuilt[on_halves], affine.codes(grouped, to, offset)[on_halves])
 
 
-@pytest.mark.parametrize("inputs", [1, 7, 8, 9, 172])
-def test_packing_is_one_bit_a_weight_and_reversible(inputs):
-    plane = torch.rand(5, inputs, generator=torch.Generator().manual_seed(inputs)) < 0.5
-    packed = rounding_mask.pack(plane)
-    assert packed.dtype == torch.uint8
-    assert packed.shape == (5, rounding_mask.bytes_per_row(inputs)) == (5, (inputs + 7) // 8)
-    assert torch.equal(rounding_mask.unpack(packed, inputs), plane)
-
-
-def test_the_first_weight_is_the_lowest_bit():
-    assert rounding_mask.pack(torch.tensor([[True] + 8 * [False] + [True]])).tolist() == [[1, 2]]
-
-
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_best_share_is_no_worse_than_any_other_and_follows_the_importance(bits):
     generator = torch.Generator().manual_seed(bits)

@@ -10,8 +10,8 @@ import torch
 
 from quept import ops
 from quept.errors import InvalidInput
-from quept.numerics.integer import quantize_tokens
-from quept.ops import extension
+from quept.ops import quantize_tokens
+from quept.ops.cpu import extension
 
 
 def described(**environment):
@@ -52,9 +52,11 @@ def test_without_kernels_it_runs_and_says_once_what_to_do(missing):
 
 
 def test_the_environment_turns_them_off_without_a_warning():
-    assert (
-        described(QUEPT_NATIVE="0") == "PyTorch's operations, not quept's kernels: QUEPT_NATIVE=0 flipped them off.\n"
-    )
+    told = described(QUEPT_NATIVE="0").splitlines()
+    assert told[0] == "PyTorch's operations, not quept's kernels: QUEPT_NATIVE=0 turned them off."
+    (row,) = [line for line in told if line.startswith("rotate ")]
+    assert row.split()[:4] == ["rotate", "cpu", "cpu", "reference"]
+    assert row.endswith("cpu: QUEPT_NATIVE=0 turned them off")
 
 
 @pytest.mark.skipif(not ops.paths(), reason="quept was installed without kernels")
@@ -74,7 +76,7 @@ def test_a_choice_ends_with_its_block():
     before = ops.describe()
     with ops.using(None):
         assert not ops.available()
-    with pytest.raises(ValueError, match="2 to 8"), ops.using(None):
+    with pytest.raises(ValueError, match="2 to 8 bits"), ops.using(None):
         quantize_tokens(torch.ones(1, 1), torch.tensor(1.0), 9)
     assert ops.describe() == before
     assert ops.available() == bool(ops.paths())

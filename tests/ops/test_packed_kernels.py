@@ -1,5 +1,7 @@
 """Kernels on packed weights give the specification's bits, whatever the shape, the path and the threads."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +11,19 @@ from torch._subclasses import FakeTensorMode
 
 from quept import ops
 from quept.errors import InvalidInput
-from quept.formats import packed
-from quept.formats.packed import PackedWeight, integer_product, packed_linear, rebuild
+from quept.formats import packing
+from quept.formats.dtypes import DTYPES as NAMED
+from quept.formats.packed import PackedWeight
 from quept.formats.stored import StoredWeight
-from quept.numerics import affine, rounding_mask
-from quept.ops import packed as kernels
+from quept.numerics import affine
+from quept.ops import dequantize, packed_linear, rebuild
+from quept.ops.cpu import packed as kernels
+from quept.ops.cpu.tensors import is_plain
+from quept.ops.reference.tiles import tile_product
 
 pytestmark = pytest.mark.skipif(not ops.paths(), reason="quept was installed without kernels")
 
-DTYPES = st.sampled_from(packed.DTYPES)
+DTYPES = st.sampled_from(list(NAMED.values()))
 WIDTHS = st.integers(2, 8)
 INPUTS = st.sampled_from([1, 7, 31, 128, 129, 172, 300, 1023, 1152])
 OUTPUTS = st.sampled_from([1, 3, 4, 5, 9])
@@ -61,14 +67,14 @@ def random_store(out_features, in_features, master_group, rank, groups, plane, s
         up[0] = 0
         adapter = {"up": up, "down": down, "adapter_scale": torch.rand(out_features, generator=draw) * 1e-6}
     clip_ratios = torch.randint(0, 256, (2, out_features, groups), generator=draw).to(torch.uint8) if groups else None
-    flipped = torch.randint(0, 2, (out_features, in_features), generator=draw).bool()
+    flipped = torch.randint(0, 2, (out_features, in_features), generator=draw).to(torch.uint8)
     return StoredWeight(
         master,
         scale,
         master_group,
         **adapter,
         clip_ratios=clip_ratios,
-        plane=rounding_mask.pack(flipped) if plane else None,
+        plane=packing.pack(flipped, 1) if plane else None,
     )
 
 
@@ -103,7 +109,7 @@ def test_products_are_those_of_the_specification(
     bias = torch.randn(out_features, generator=drawn(seed)).to(dtype) if biased else None
     with ops.using(path):
         found = packed_linear(x, weight, bias)
-    expected = integer_product(x, weight, bias)
+    expected = tile_product(x, weight, bias)
     assert found.dtype == dtype
     assert torch.equal(found, expected)
 
@@ -116,7 +122,7 @@ def test_the_largest_codes_do_not_overflow(path, bits):
         weight = PackedWeight.of(*given, bits, 256)
         for x in (torch.ones(4, 256), -torch.ones(4, 256)):
             with ops.using(path):
-                assert torch.equal(packed_linear(x, weight), x @ weight.dense(torch.float32).T)
+                assert torch.equal(packed_linear(x, weight), x @ dequantize(weight, torch.float32).T)
 
 
 @pytest.mark.parametrize("path", ops.paths())
@@ -126,7 +132,7 @@ def test_what_is_not_finite_stays_in_its_token(path):
     with ops.using(path):
         found = packed_linear(x, weight)
     assert found.isnan().all(1).tolist() == [True, True, True, False]
-    assert torch.equal(found[3:], integer_product(x[3:], weight))
+    assert torch.equal(found[3:], tile_product(x[3:], weight))
 
 
 @settings(max_examples=150, deadline=None)
@@ -145,9 +151,9 @@ def test_dense_rows_are_those_of_the_specification(
     weight = random_weight(out_features, in_features, bits, inputs_per_scale, seed)
     rows = slice(out_features // 3, out_features)
     with ops.using(path):
-        found = weight.dense(dtype, rows), weight.dense(dtype)
+        found = dequantize(weight, dtype, rows), dequantize(weight, dtype)
     with ops.using(None):
-        expected = weight.dense(dtype, rows), weight.dense(dtype)
+        expected = dequantize(weight, dtype, rows), dequantize(weight, dtype)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -185,7 +191,7 @@ def test_threads_share_the_rows(threads):
         threads(count)
         weight = rebuild(store, 3, 128, False)
         products = packed_linear(x[:1], weight), packed_linear(x[:32], weight)
-        found.append((weight, (*products, weight.dense(torch.bfloat16))))
+        found.append((weight, (*products, dequantize(weight, torch.bfloat16))))
     for weight, others in found[1:]:
         assert_same(weight, found[0][0])
         assert all(torch.equal(one, other) for one, other in zip(others, found[0][1], strict=True))
@@ -194,15 +200,15 @@ def test_threads_share_the_rows(threads):
 def test_tokens_may_lie_apart(threads):
     weight, x = random_weight(9, 300, 5, 300), torch.randn(4, 3, 700, generator=drawn(1))
     for view in (x[..., 5:305], x[..., ::2][..., :300], x.transpose(0, 1)[..., :300], x[1, 2, :300], x[:0, :, :300]):
-        expected = integer_product(view.reshape(-1, 300).contiguous(), weight).view(*view.shape[:-1], 9)
+        expected = tile_product(view.reshape(-1, 300).contiguous(), weight).view(*view.shape[:-1], 9)
         assert torch.equal(packed_linear(view, weight), expected)
 
 
 def test_many_tokens_and_exact_ones_are_multiplied_as_floats():
     weight = random_weight(9, 300, 5, 300)
-    x = torch.randn(2, packed.FEW, 300, generator=drawn(1))
+    x = torch.randn(2, kernels.FEW, 300, generator=drawn(1))
     bias = torch.randn(9, generator=drawn(2))
-    expected = x @ weight.dense(torch.float32).T + bias
+    expected = x @ dequantize(weight, torch.float32).T + bias
     torch.testing.assert_close(packed_linear(x, weight, bias), expected)
     torch.testing.assert_close(packed_linear(x[0, :1], weight, bias, exact=True), expected[0, :1])
     few = packed_linear(x[0], weight, bias)
@@ -212,39 +218,48 @@ def test_many_tokens_and_exact_ones_are_multiplied_as_floats():
 
 def test_what_kernels_cannot_read_is_left_to_the_reference():
     weight, x = random_weight(4, 256, 4, 128), torch.randn(3, 256, generator=drawn(1))
-    assert weight.native is weight.native is not None
-    with ops.using(None):
-        assert weight.native is None
-    assert kernels.is_plain(nn.Parameter(x))
+    assert kernels.native_weight(weight) is kernels.native_weight(weight) is not None
+    assert is_plain(nn.Parameter(x))
     for other in (torch._neg_view(x), x.to("meta"), x.to_sparse()):
-        assert not kernels.is_plain(other)
+        assert not is_plain(other)
     with FakeTensorMode() as mode:
-        assert not kernels.is_plain(mode.from_tensor(x))
+        assert not is_plain(mode.from_tensor(x))
     torch.testing.assert_close(packed_linear(torch._neg_view(x), weight), -packed_linear(x, weight, exact=True))
-    assert (
-        PackedWeight.of(torch.zeros(0, 8, dtype=torch.uint8), torch.ones(0, 1), torch.ones(0, 1), 4, 8).native is None
-    )
+    empty = PackedWeight.of(torch.zeros(0, 8, dtype=torch.uint8), torch.ones(0, 1), torch.ones(0, 1), 4, 8)
+    assert kernels.native_weight(empty) is None
+    assert packed_linear(torch.ones(2, 8), empty).shape == (2, 0)
+
+
+def test_a_copy_of_a_weight_has_memory_of_its_own():
+    weight = random_weight(4, 256, 4, 128)
+    native = kernels.native_weight(weight)
+    twin = copy.deepcopy(weight)
+    assert kernels.native_weight(twin) is not native
+    assert kernels.native_weight(twin).held[0].data_ptr() != weight.codes.data_ptr()
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    weight, x = random_weight(4, 256, 4, 128).native, torch.zeros(3, 256)
-    assert weight is not None
-    with pytest.raises(ValueError, match="in integers"):
-        kernels.multiply(x[:, :100], weight, None)
-    with pytest.raises(ValueError, match="bias is"):
-        kernels.multiply(x, weight, torch.zeros(5))
-    with pytest.raises(ValueError, match="has none from 2 to 5"):
-        kernels.dense(weight, torch.float32, 2, 3)
-    with pytest.raises(ValueError, match="do not go into"):
-        kernels.dense(weight, torch.float32, 0, 2, torch.zeros(2, 255))
-    other = random_weight(4, 256, 4, 24).native
-    assert other is not None
-    with pytest.raises(ValueError, match="in integers"):
-        kernels.multiply(x, other, None)
+    weight, x = random_weight(4, 256, 4, 128), torch.zeros(3, 256)
+    with pytest.raises(ValueError, match="100 channels"):
+        packed_linear(x[:, :100], weight)
+    for bias in (torch.zeros(5), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match="bias is"):
+            packed_linear(x, weight, bias)
+    assert dequantize(weight, torch.float32, slice(2, 9)).shape == (2, 256)
+    assert dequantize(weight, torch.float32, slice(3, 1)).shape == (0, 256)
+    assert kernels.dequantize(weight, torch.float32, slice(0, 4, 2)) is NotImplemented
+    assert torch.equal(dequantize(weight, torch.float32, slice(0, 4, 2)), dequantize(weight, torch.float32)[::2])
+    with pytest.raises(ValueError, match="2 to 8 bits"):
+        rebuild(random_store(4, 256, 128, 0, 0, False, 0), 9, 128, False)
+
+
+def test_groups_that_are_not_multiplied_in_integers_are_multiplied_as_floats():
+    weight, x = random_weight(4, 256, 4, 24), torch.randn(3, 256, generator=drawn(1))
+    torch.testing.assert_close(packed_linear(x, weight), x @ dequantize(weight, torch.float32).T)
 
 
 def test_memory_is_read_at_some_rate(monkeypatch):
     assert 1e6 < ops.read_bandwidth(2**22, 2) < 1e14
-    monkeypatch.setattr("quept.ops.extension._load", lambda: (None, "quept was installed without them"))
+    monkeypatch.setattr("quept.ops.cpu.extension._load", lambda: (None, "quept was installed without them"))
     with pytest.raises(InvalidInput, match="no kernels here"):
         ops.read_bandwidth()

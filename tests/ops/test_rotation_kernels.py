@@ -5,9 +5,9 @@ import torch
 from torch import library
 
 from quept import ops
-from quept.numerics import hadamard
-from quept.numerics.hadamard import Rotation
-from quept.numerics.integer import quantize_tokens
+from quept.numerics.hadamard import Rotation, factors
+from quept.ops import quantize_tokens, rotate
+from quept.ops.cpu.rotation import steps_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Powers of two below and above every vector; Paley's matrices alone, with few columns, with many, and two; parts.
@@ -30,12 +30,12 @@ def values(*shape, seed=0):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_path_gives_the_same_numbers_and_they_are_the_rotation(size):
     rotation, x = Rotation.of(size), values(5, size)
-    for turn in (rotation, rotation.inverse):
-        exact = turn(x.double())
+    for inverse in (False, True):
+        exact = rotate(x.double(), rotation, inverse)
         found = []
         for path in ops.paths():
             with ops.using(path):
-                found.append(turn(x))
+                found.append(rotate(x, rotation, inverse))
         assert all(torch.equal(found[0], other) for other in found[1:])
         assert float((found[0] - exact).abs().max()) <= 3e-6 * size**0.25
 
@@ -43,7 +43,7 @@ def test_every_path_gives_the_same_numbers_and_they_are_the_rotation(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_bfloat16_is_rounded_once(path, size):
     rotation, x = Rotation.of(size), values(5, size).bfloat16()
-    assert torch.equal(rotation(x), rotation(x.float()).bfloat16())
+    assert torch.equal(rotate(x, rotation), rotate(x.float(), rotation).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,7 +56,7 @@ def test_rotating_and_quantizing_at_once_is_the_same_as_in_turn(path, size, dtyp
     for bits in (2, 5, 8):
         clip_ratio, rotation = torch.tensor(0.9), Rotation.of(size)
         at_once = quantize_tokens(x, clip_ratio, bits, rotation)
-        in_turn = quantize_tokens(rotation(x), clip_ratio, bits)
+        in_turn = quantize_tokens(rotate(x, rotation), clip_ratio, bits)
         assert torch.equal(at_once.codes, in_turn.codes)
         torch.testing.assert_close(at_once.scale, in_turn.scale, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(at_once.sums, in_turn.sums)
@@ -73,7 +73,7 @@ def test_rows_may_lie_apart(path):
         x[1, 2, :172],
         x[..., ::1][:, :, 28:].transpose(0, 1),
     ):
-        found = rotation(view)
+        found = rotate(view, rotation)
         assert found.shape == view.shape
         torch.testing.assert_close(found, rotation(view.double()).float(), rtol=1e-5, atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_rows_may_lie_apart(path):
 @pytest.mark.parametrize("magnitude", [1e-42, 1e-38, 1e30, 1e37])
 def test_small_and_large_values_keep_their_length(path, magnitude):
     x = values(4, 2816).clamp(-3, 3) * magnitude
-    rotated = Rotation.of(2816)(x)
+    rotated = rotate(x, Rotation.of(2816))
     expected = Rotation.of(2816)(x.double())
     assert float((rotated - expected).abs().max()) <= 1e-5 * magnitude + 2816 * 2**-149
 
@@ -89,27 +89,25 @@ def test_small_and_large_values_keep_their_length(path, magnitude):
 def test_gradients_go_through_the_reference(path):
     x = values(3, 88).requires_grad_()
     rotation = Rotation.of(88)
-    (gradient,) = torch.autograd.grad(rotation(x).square().sum(), x)
+    (gradient,) = torch.autograd.grad(rotate(x, rotation).square().sum(), x)
     torch.testing.assert_close(gradient, 2 * x.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_factor_too_large_for_kernels_is_left_to_the_reference(path):
-    order = next(order for order in range(516, 1000, 4) if hadamard.factors(order) == (order,))
+    order = next(order for order in range(516, 1000, 4) if factors(order) == (order,))
     rotation = Rotation((order,))
-    assert hadamard.plan(rotation.orders) is None
+    assert steps_of(rotation) is None
     x = values(2, order)
-    torch.testing.assert_close(rotation(x).double(), rotation(x.double()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rotate(x, rotation).double(), rotation(x.double()), rtol=1e-4, atol=1e-5)
     assert quantize_tokens(x, torch.tensor(0.9), 8, rotation).codes.shape == x.shape
 
 
-def test_plans_that_fit_nothing_are_refused(path):
-    ones = torch.ones(6, 6, dtype=torch.int8)
-    with pytest.raises(ValueError, match="multiple of four"):
-        ops.RotationSteps([[ones]])
-    with pytest.raises(ValueError, match="square"):
-        ops.RotationSteps([[ones[:4]]])
-    with pytest.raises(ValueError, match="172 channels, the values have 44"):
-        ops.rotate_rows(torch.zeros(1, 44), hadamard.plan((88, 84)))
+def test_values_of_another_size_are_refused(path):
+    for rotation in (Rotation.of(172), Rotation.of(88)):
+        with pytest.raises(ValueError, match=f"of {rotation.size} channels, the values have 44"):
+            rotate(torch.zeros(1, 44), rotation)
+        with pytest.raises(ValueError, match="the values have 44"):
+            quantize_tokens(torch.zeros(1, 44), torch.tensor(0.9), 8, rotation)
 
 
 @pytest.mark.parametrize("rotation", [None, Rotation.of(88)])

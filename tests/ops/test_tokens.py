@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from quept import ops
-from quept.numerics import integer
 from quept.numerics.hadamard import Rotation
-from quept.numerics.integer import quantize_tokens
+from quept.ops import cpu, finish_product, quantize_tokens, rotate
+from quept.ops.cpu.tensors import takes_rows
 
 TINY = torch.finfo(torch.float32).tiny
 NAN, INFINITY = float("nan"), float("inf")
@@ -116,9 +116,9 @@ def test_threads_share_the_rows(path, threads, dtype):
     found = []
     for count in (1, 2, 3):
         threads(count)
-        finished = ops.finish_rows(product.clone(), scale, None, None, None, dtype)
+        finished = finish_product(product.clone(), scale, None, None, None, dtype)
         quantized = quantize_tokens(x, torch.tensor(0.9), 8)
-        found.append((quantized.codes, quantized.scale, quantized.sums, finished, Rotation.of(704)(x[:, :704])))
+        found.append((quantized.codes, quantized.scale, quantized.sums, finished, rotate(x[:, :704], Rotation.of(704))))
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(others, found[0], strict=True))
     assert_same(quantize_tokens(x, torch.tensor(0.9), 8), reference(x, torch.tensor(0.9), 8))
@@ -128,13 +128,13 @@ def test_values_that_kernels_do_not_read_are_left_to_the_reference(path):
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     for other in (x.half(), x.double(), torch._neg_view(x), x.clone().requires_grad_()):
         with torch.enable_grad():
-            assert not ops.takes(other)
+            assert not takes_rows(other)
             assert_same(quantize_tokens(other, torch.tensor(0.9), 8), reference(other, torch.tensor(0.9), 8))
     with FakeTensorMode() as mode:
-        assert not ops.takes(mode.from_tensor(x))
-    assert not ops.takes(x.to("meta"))
-    assert not ops.takes(x.to_sparse())
-    assert ops.takes(x)
+        assert not takes_rows(mode.from_tensor(x))
+    assert not takes_rows(x.to("meta"))
+    assert not takes_rows(x.to_sparse())
+    assert takes_rows(x)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -155,7 +155,7 @@ def test_a_product_is_finished_in_one_rounding(path, width, dtype, to, shifted, 
     expected = expected * scale + (0 if bias is None else bias.double())
     terms = product.abs() + (0 if sums is None else (sums * shift).abs())
     largest = terms.double() * scale + (0 if bias is None else bias.double().abs())
-    result = ops.finish_rows(product, scale, sums, shift, bias, to)
+    result = finish_product(product, scale, sums, shift, bias, to)
     assert result.dtype == to
     assert (result is product) == (to == dtype), "it is written over where it can be"
     error = (result.double() - expected).abs()
@@ -165,30 +165,27 @@ def test_a_product_is_finished_in_one_rounding(path, width, dtype, to, shifted, 
 
 def test_what_is_not_finite_stays_so_in_a_product(path):
     product = torch.tensor([[1.0, NAN, INFINITY, -INFINITY] * 9]).bfloat16()
-    result = ops.finish_rows(product.clone(), torch.tensor([[2.0]]), None, None, None, torch.bfloat16)
+    result = finish_product(product.clone(), torch.tensor([[2.0]]), None, None, None, torch.bfloat16)
     torch.testing.assert_close(result, product * 2, equal_nan=True)
 
 
 def test_a_product_that_does_not_fit_is_refused(path):
     product, scale = torch.zeros(3, 4), torch.ones(3, 1)
-    for wrong in ((scale[:2], None, None, None), (scale, scale, torch.ones(1, 5), None), (scale, None, None, scale)):
-        with pytest.raises(ValueError, match="do not fit"):
-            ops.finish_rows(product, *wrong, torch.float32)
-    with pytest.raises(ValueError, match="contiguous"):
-        ops.finish_rows(torch.zeros(4, 3).T, scale, None, None, None, torch.float32)
-    with pytest.raises(ValueError, match="sums"):
-        ops.finish_rows(product, scale, None, torch.ones(1, 4), None, torch.float32)
+    for name, *wrong in (
+        ("scale", scale[:2], None, None, None),
+        ("sums", scale, scale[:2], None, None),
+        ("shift", scale, scale, torch.ones(1, 5), None),
+        ("bias", scale, None, None, scale),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is "):
+            finish_product(product, *wrong, torch.float32)
+    with pytest.raises(ValueError, match="give sums"):
+        finish_product(product, scale, None, torch.ones(1, 4), None, torch.float32)
 
 
-def test_the_kernels_are_what_runs_by_default(monkeypatch):
-    called = []
-    for name in ("quantize_rows", "finish_rows", "rotate_and_quantize"):
-        kernel = getattr(integer, name)
-        monkeypatch.setattr(
-            integer, name, lambda *given, kernel=kernel, name=name: called.append(name) or kernel(*given)
-        )
-    x = torch.randn(3, 64)
-    tokens = quantize_tokens(x, torch.tensor(0.9), 8)
-    quantize_tokens(x, torch.tensor(0.9), 8, Rotation.of(64))
-    integer._finished(torch.ones(3, 5), tokens.scale, tokens.sums, None, None, torch.float32)
-    assert called == ["quantize_rows", "rotate_and_quantize", "finish_rows"]
+def test_a_product_that_is_not_contiguous_is_left_to_the_reference(path):
+    product, scale = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).T, torch.rand(3, 1)
+    expected = product * scale
+    kernel = cpu.tokens.finish_product(product, scale, None, None, None, torch.float32)
+    assert kernel is NotImplemented
+    assert torch.equal(finish_product(product, scale, None, None, None, torch.float32), expected)

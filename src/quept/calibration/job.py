@@ -20,11 +20,12 @@ from quept.config import Recipe
 from quept.data import digest
 from quept.devices import choose_device
 from quept.errors import InvalidInput
+from quept.formats.dtypes import DTYPES
 from quept.layers import learned_names, stored_tensors
 from quept.models import Architecture, architecture_of
 from quept.models.checkpoint import check_and_digest, open_model, read_config
 from quept.recipes import load_recipe
-from quept.storage.artifact import DTYPES, skeleton
+from quept.storage.artifact import skeleton
 from quept.storage.manifest import Provenance
 
 

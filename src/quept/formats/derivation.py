@@ -16,6 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from quept.config import AdapterEntry
+from quept.formats import packing
 from quept.numerics import adaround, affine, rounding_mask
 from quept.numerics.affine import Grid
 
@@ -61,7 +62,7 @@ def derive(
 
 def masked(mask: Tensor, in_features: int, inputs_per_scale: int) -> Rounding:
     """Round as a rounding mask says, packed `(out, ceil(in / 8))` uint8: bit 1 takes the second-nearest code."""
-    flips = affine.split_groups(rounding_mask.unpack(mask, in_features), inputs_per_scale)
+    flips = affine.split_groups(packing.unpack(mask, 1, in_features), inputs_per_scale)
     return partial(_flip, flips)
 
 

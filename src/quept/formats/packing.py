@@ -1,8 +1,9 @@
-"""Codes of 2 to 8 bits in as many bits, without waste.
+"""Pack codes of 1 to 8 bits, such as keys and values or a rounding mask, without waste.
 
 Eight codes of `b` bits take `b` bytes, one for each bit plane, the lowest bits' first: bit `i` of byte `p` is bit `p`
-of code `i`. The last eight are filled up with zeros. Every width is the same few steps on whole planes: eight codes, a
-byte each, are one 64-bit integer, from which a multiplication gathers one bit of each byte; the way back is a table.
+of code `i`. The last eight are padded with zeros. Every bit-width takes the same few steps on whole planes: eight
+codes, a byte each, are one 64-bit integer, from which a multiplication gathers one bit of each byte; unpacking looks
+bytes up in a table.
 """
 
 from functools import lru_cache
@@ -17,12 +18,12 @@ _GATHER = 0x0102040810204080
 
 
 def bytes_per_row(n: int, bits: int) -> int:
-    """Bytes that `n` codes of `bits` bits take."""
+    """Return the bytes that `n` codes of `bits` bits take."""
     return -(-n // 8) * bits
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes below `2**bits`, `(..., n)` uint8, to `(..., bytes_per_row(n, bits))` uint8."""
+    """Pack codes below `2**bits`, `(..., n)` uint8, to `(..., bytes_per_row(n, bits))` uint8."""
     eights = F.pad(codes, (0, -codes.shape[-1] % 8)).contiguous().view(torch.int64)
     planes = [((eights >> plane) & _ONE_BIT_OF_EACH_BYTE) * _GATHER >> 56 for plane in range(bits)]
     # The shift repeats the sign; the conversion drops it.
@@ -30,7 +31,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
-    """The inverse of `pack`: `(..., n)` uint8."""
+    """Invert `pack`: return the codes, `(..., n)` uint8."""
     *rows, width = packed.shape
     planes = packed.reshape(*rows, width // bits, bits)
     eights = torch.zeros(planes[..., 0].numel(), dtype=torch.int64, device=packed.device)
@@ -42,6 +43,6 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _spread(plane: int, device: torch.device) -> Tensor:
-    """For each byte of a plane, its bits as bit `plane` of eight bytes: `(256,)` int64."""
+    """Return, for each value of a byte, its bits moved to bit `plane` of eight bytes: `(256,)` int64."""
     byte, place = torch.arange(256, dtype=torch.uint8).unsqueeze(1), torch.arange(8, dtype=torch.uint8)
     return (((byte >> place) & 1) << plane).view(torch.int64).squeeze(1).to(device)

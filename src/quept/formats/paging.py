@@ -1,4 +1,4 @@
-"""What is asked of the system's memory: large pages for what is read often, and its return where it is not needed.
+"""Memory from the system: large pages for weights that every token reads, and pages given back when not needed.
 
 A weight is read from front to back for every token. With pages of 4 KiB the processor looks up an address for each of
 them; with those of 2 MiB hardly ever, and single tokens take up to a third less time (`benchmarks/kernels.py`).
@@ -20,21 +20,21 @@ PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4; memory that was written to keeps wha
 WORTH_IT = 2**20  # bytes
 
 
-def empty_bytes(rows: int, width: int) -> Tensor:
-    """Room for bytes `(rows, width)` on a CPU, uninitialized; in huge pages where the system has them and they fit."""
-    count = rows * width
+def empty_bytes(rows: int, columns: int) -> Tensor:
+    """Return uninitialized bytes `(rows, columns)` on a CPU; in huge pages where the system has them and they fit."""
+    count = rows * columns
     whole = count // HUGE_PAGE * HUGE_PAGE
     if not whole or _madvise() is None:
-        return torch.empty(rows, width, dtype=torch.uint8)
-    # What is too much is never touched, and so is no memory.
+        return torch.empty(rows, columns, dtype=torch.uint8)
+    # The excess is never written to, so it takes no memory.
     room = torch.empty(count + HUGE_PAGE, dtype=torch.uint8)
     start = -room.data_ptr() % HUGE_PAGE
     _madvise()(ctypes.c_void_p(room.data_ptr() + start), ctypes.c_size_t(whole), HUGE_PAGES)
-    return room[start : start + count].view(rows, width)
+    return room[start : start + count].view(rows, columns)
 
 
 def page_out(tensors: Iterable[Tensor]) -> None:
-    """Let go of the pages behind large tensors: what is mapped from a file is read again when it is next used.
+    """Give back the pages behind large tensors; those mapped from a file are read again when they are next used.
 
     Where the system cannot do that, nothing happens; values are never lost.
     """
@@ -50,7 +50,7 @@ def page_out(tensors: Iterable[Tensor]) -> None:
 
 @cache
 def _madvise() -> Any:
-    """The system's call, or None where there is none."""
+    """Return the system's call, or None where there is none."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)

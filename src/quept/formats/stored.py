@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from quept.config import LARGEST_RANK
-from quept.formats import eight_bit
+from quept.formats import eight_bit, packing
 from quept.formats.derivation import derive, masked
-from quept.numerics import affine, rounding_mask
+from quept.numerics import affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class StoredWeight:
             _check("down", self.down, torch.int8, (rank, in_features))
             _check("adapter_scale", self.adapter_scale, torch.float32, (out_features,))
         if self.plane is not None:
-            _check("plane", self.plane, torch.uint8, (out_features, rounding_mask.bytes_per_row(in_features)))
+            _check("plane", self.plane, torch.uint8, (out_features, packing.bytes_per_row(in_features, 1)))
 
     @property
     def shape(self) -> tuple[int, int]:

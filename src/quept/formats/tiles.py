@@ -1,7 +1,7 @@
-"""Codes of 2 to 8 bits in the order in which products read them.
+"""Pack codes of 2 to 8 bits in the order in which products read them.
 
-128 consecutive codes of a row are a block of `16 * bits` bytes; blocks follow each other without gaps, and a row's last
-one is filled up with zeros. A block holds four sets of 32 codes, so that the same shift and mask takes one set out of a
+128 consecutive codes of a row are a tile of `16 * bits` bytes; tiles follow each other without gaps, and a row's last
+one is padded with zeros. A tile holds four sets of 32 codes, so that the same shift and mask takes one set out of a
 whole vector. Its codes are stored in parts, the widest first, which hold their lowest bits:
 
 | bits | parts, from the lowest bit up |
@@ -24,22 +24,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TILE = 128  # codes
-SETS, LANES = 4, 32  # of a block
-PARTS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # by width
+SETS, LANES = 4, 32  # of a tile
+PARTS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # by bits
 
 
 def tiles_per_row(n: int) -> int:
-    """Blocks that `n` codes take."""
+    """Return the tiles that `n` codes take."""
     return -(-n // TILE)
 
 
 def bytes_per_row(n: int, bits: int) -> int:
-    """Bytes that `n` codes of `bits` bits take."""
+    """Return the bytes that `n` codes of `bits` bits take."""
     return tiles_per_row(n) * TILE // 8 * bits
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes below `2**bits`, `(out, in)` uint8, to `(out, bytes_per_row(in, bits))` uint8."""
+    """Pack codes below `2**bits`, `(out, in)` uint8, to `(out, bytes_per_row(in, bits))` uint8."""
     rows, n = codes.shape
     sets = F.pad(codes, (0, -n % TILE)).view(rows, tiles_per_row(n), SETS, LANES)
     parts, shift = [], 0
@@ -50,13 +50,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
-    """The inverse of `pack`: `(out, n)` uint8."""
+    """Invert `pack`: return the codes, `(out, n)` uint8."""
     rows = len(packed)
-    blocks = packed.reshape(rows, tiles_per_row(n), TILE // 8 * bits)
+    grouped = packed.reshape(rows, tiles_per_row(n), TILE // 8 * bits)
     sets, shift, at = None, 0, 0
     for part in PARTS[bits]:
         size = TILE // 8 * part
-        values = _unpacked(blocks[..., at : at + size], part) << shift
+        values = _unpacked(grouped[..., at : at + size], part) << shift
         sets = values if sets is None else sets | values
         shift, at = shift + part, at + size
     assert sets is not None
@@ -64,7 +64,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def _packed(sets: Tensor, part: int) -> Tensor:
-    """One part of blocks, `(out, blocks, 4, 32)`, as `(out, blocks, 16 * part)`."""
+    """Pack one part of tiles, `(out, tiles, 4, 32)`, to `(out, tiles, 16 * part)`."""
     if part == 8:
         return sets.flatten(2)
     if part == 4:
@@ -74,7 +74,7 @@ def _packed(sets: Tensor, part: int) -> Tensor:
 
 
 def _unpacked(packed: Tensor, part: int) -> Tensor:
-    """The inverse of `_packed`."""
+    """Invert `_packed`."""
     if part == 8:
         return packed.reshape(*packed.shape[:2], SETS, LANES)
     if part == 4:

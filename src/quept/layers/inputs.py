@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from quept.config import Activations
+from quept.formats.integers import Tokens
 from quept.layers.quantizers import TokenGrid, quantizer
 from quept.numerics.hadamard import Rotation
-from quept.numerics.integer import Tokens, quantize_tokens
+from quept.ops import quantize_tokens, rotate
 
 Made = TypeVar("Made")
 OnlineTransform = Callable[[Tensor], Tensor]  # of the last dimension; what is learned makes it a module
@@ -75,6 +76,8 @@ class ElasticInput(nn.Module):
 
     def transformed(self, hidden: Tensor) -> Tensor:
         """`(..., in)` before it is rounded."""
+        if isinstance(self.transform, Rotation):
+            return rotate(hidden, self.transform)
         return hidden if self.transform is None else self.transform(hidden)
 
     def _once(self, hidden: Tensor, key: tuple[str, int | None], reader: str, make: Callable[[], Made]) -> Made:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quept import ops
 from quept.config import WeightSpec
-from quept.formats.packed import PackedWeight, rebuild
+from quept.formats.integers import LARGEST_IN, IntegerWeight
+from quept.formats.packed import PackedWeight
 from quept.formats.paging import page_out
 from quept.layers import paths
 from quept.layers.cache import Key, Sized, WeightCache
@@ -17,7 +19,7 @@ from quept.layers.inputs import ElasticInput
 from quept.layers.paths import LinearSetting
 from quept.layers.setting import Adjustable
 from quept.layers.weight import FrozenWeight
-from quept.numerics import affine, integer
+from quept.numerics import affine
 
 FORMS = {"dense": "dense", "packed": "pack", "integers": "integer_weight"}  # of a weight, by the method that derives it
 
@@ -171,7 +173,9 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
         with torch.inference_mode(False), torch.no_grad():
             inputs = self.inputs_per_scale(bits)
             if self.can_rebuild(bits):
-                packed = rebuild(self.stored_weight(bits), bits, inputs, bits in self.spec.granularity.symmetric_bits)
+                packed = ops.rebuild(
+                    self.stored_weight(bits), bits, inputs, bits in self.spec.granularity.symmetric_bits
+                )
             elif self.store is not None and self._packs_master(bits):
                 packed = PackedWeight.of_master(self.store.master, self.store.master_scale)
             else:
@@ -182,20 +186,20 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
             page_out(self.parameters())  # until another bit-width is wanted
         return packed
 
-    def integer_weight(self, bits: int) -> integer.IntegerWeight:
+    def integer_weight(self, bits: int) -> IntegerWeight:
         """Return the weight at `bits` as an integer product takes it."""
         with torch.inference_mode(False), torch.no_grad():
             codes, grid = self.codes(bits)
             scale, zero_point = grid.scale.flatten(), grid.zero_point.flatten()
-            return integer.IntegerWeight.of(codes.squeeze(1), scale, zero_point, self.device)
+            return ops.integer_weight(codes.squeeze(1), scale, zero_point, self.device)
 
     def has_integer_product(self, bits: int, activation_bits: int | None) -> bool:
         """Return whether these bit-widths can be multiplied as integers here."""
         if not (self.execution.integers and self.is_matrix) or activation_bits is None:
             return False
-        if self.scales_per_row(bits) > 1 or self.in_features > integer.LARGEST_IN:
+        if self.scales_per_row(bits) > 1 or self.in_features > LARGEST_IN:
             return False
-        return self.input is not None and self.input.has_token_ranges and integer.supported(self.device)
+        return self.input is not None and self.input.has_token_ranges and ops.has_integer_product(self.device)
 
     def _packs_master(self, bits: int) -> bool:
         """Return whether `bits` is the stored master as it is: with a scale per row, on a CPU."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from quept.formats.packed import packed_linear
-from quept.numerics import integer
+from quept import ops
+from quept.formats.integers import IntegerWeight
 
 if TYPE_CHECKING:
     from quept.layers.linear import ElasticLinear
@@ -71,7 +71,7 @@ def packed(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Te
     weight = layer.resident(_coded(layer, setting), "packed")
     # What has been rounded already is not rounded once more.
     exact = layer.execution.exact or setting.activation_bits is not None
-    return packed_linear(_input(layer, hidden, setting), weight, layer.bias, exact=exact)
+    return ops.packed_linear(_input(layer, hidden, setting), weight, layer.bias, exact=exact)
 
 
 def integers(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
@@ -82,8 +82,8 @@ def integers(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> 
     assert setting.activation_bits is not None
     assert layer.input is not None
     tokens = layer.input.codes(hidden, setting.activation_bits, layer.path)
-    weight: integer.IntegerWeight = layer.resident(_coded(layer, setting), "integers")
-    return integer.integer_linear(tokens, weight, layer.bias, hidden.dtype)
+    weight: IntegerWeight = layer.resident(_coded(layer, setting), "integers")
+    return ops.integer_linear(tokens, weight, layer.bias, hidden.dtype)
 
 
 FORM_OF: dict[ForwardPath, str] = {dense: "dense", packed: "packed", integers: "integers"}

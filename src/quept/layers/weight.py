@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from quept.config import WeightSpec
 from quept.errors import InvalidInput
+from quept.formats import packing
 from quept.formats.derivation import Derivation, adapted, derive, masked
 from quept.formats.stored import StoredWeight
 from quept.layers.eight_bit import EightBitStore
-from quept.numerics import affine, rounding_mask
+from quept.numerics import affine
 from quept.numerics.affine import Grid
 
 INITIAL_CLIP_LOGIT = 4.0  # sigmoid(4) = 0.982: ranges start almost whole (paper, section on the weight quantizer)
@@ -68,9 +69,7 @@ class FrozenWeight(nn.Module):
             self.store = EightBitStore(torch.Size(shape), spec, device)
         self.planes = nn.ParameterDict()
         for bits in spec.learned_rounding:
-            self.planes[str(bits)] = parameter(
-                out_features, rounding_mask.bytes_per_row(in_features), dtype=torch.uint8
-            )
+            self.planes[str(bits)] = parameter(out_features, packing.bytes_per_row(in_features, 1), dtype=torch.uint8)
         self.register_buffer("input_scale", torch.ones(in_features, device=device) if spec.scaled else None)
 
     @property

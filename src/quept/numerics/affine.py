@@ -81,7 +81,7 @@ def asymmetric_grid(low: Tensor, high: Tensor, maximum: int) -> Grid:
 
 
 def min_max(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Each group's range, float32_parameters to hold zero: minimum and maximum, `(out, groups, 1)`."""
+    """Each group's range, widened to hold zero: minimum and maximum, `(out, groups, 1)`."""
     if torch.is_grad_enabled() and grouped.requires_grad:
         # Finding where the extremes are costs more than their values, but far less than the gradient of amin and amax.
         low, high = grouped.min(-1, keepdim=True).values, grouped.max(-1, keepdim=True).values

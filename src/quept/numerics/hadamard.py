@@ -7,21 +7,17 @@ published models with few exceptions; a size with none of its own is rotated in 
 
 Multiplying by a Kronecker product is multiplying along each of its axes, so a vector of `n` channels costs
 `n (f_1 + f_2 + ...)` operations for the factors `f_i`. Factors next to each other are multiplied by at once, up to
-matrices of 128: a fast Walsh-Hadamard transform that makes up to seven of its steps in one matrix product. That is what
-training and GPUs run; without gradients a CPU has a kernel for it (`quept.ops`), which is the fast transform itself.
+matrices of 128: a fast Walsh-Hadamard transform that makes up to seven of its steps in one matrix product. A model that
+runs rotates with `quept.ops.rotate`, which has kernels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, reduce
 from itertools import product
 from math import isqrt, prod, sqrt
-from typing import Any
 
 import torch
-from torch import Tensor, library
-
-from quept.ops import RotationSteps, rotate_rows, takes
+from torch import Tensor
 
 LARGEST_FACTOR = 4096  # of Paley's matrices: 16 million entries
 RADIX = 64  # of the Walsh-Hadamard transform
@@ -46,7 +42,7 @@ class Rotation:
 
     @property
     def size(self) -> int:
-        """Channels."""
+        """The number of channels."""
         return sum(self.orders)
 
     @property
@@ -55,26 +51,31 @@ class Rotation:
         return len(self.orders) == 1
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`R v` for every vector `v` along the last dimension, `(..., size)`; differentiable.
+        """Return `R v` for every vector `v` along the last dimension, `(..., size)`; differentiable.
 
         A linear layer with weight `(out, in)` keeps its function if its inputs and its weight are both rotated.
+        `ValueError` for another size.
         """
         return self._rotated(values, inverse=False)
 
     def inverse(self, values: Tensor) -> Tensor:
-        """`R^T v` for every vector `v` along the last dimension, `(..., size)`: what undoes the rotation."""
+        """Return `R^T v` for every vector `v` along the last dimension, `(..., size)`; undoes the rotation."""
         return self._rotated(values, inverse=True)
 
     def _rotated(self, values: Tensor, inverse: bool) -> Tensor:
-        if torch.compiler.is_compiling():  # a compiler must not look into how matrices are made and kept
-            compiled: Tensor = _operator(values, list(self.orders), inverse)
-            return compiled
-        return _rotated(values, self.orders, inverse)
+        if values.shape[-1] != self.size:
+            raise ValueError(f"the rotation is of {self.size} channels, the values have {values.shape[-1]}")
+        if self.whole:
+            return _multiply(values, self.size, inverse)
+        parts = torch.split(values, list(self.orders), dim=-1)
+        return torch.cat(
+            [_multiply(part, order, inverse) for part, order in zip(parts, self.orders, strict=True)], dim=-1
+        )
 
 
 @cache
 def hadamard(order: int) -> Tensor:
-    """The Hadamard matrix `(order, order)`, int8, as the Kronecker product of its factors.
+    """Return the Hadamard matrix `(order, order)`, int8, as the Kronecker product of its factors.
 
     Raises `ValueError` where no construction is known here.
     """
@@ -83,13 +84,13 @@ def hadamard(order: int) -> Tensor:
         raise ValueError(f"no construction of a Hadamard matrix of order {order} is known")
     matrix = torch.ones(1, 1, dtype=torch.int8)
     for factor in found:
-        matrix = torch.kron(matrix, _base(factor))
+        matrix = torch.kron(matrix, factor_matrix(factor))
     return matrix
 
 
 @cache
 def factors(order: int) -> tuple[int, ...] | None:
-    """The orders of the matrices whose Kronecker product has this order; None where there are none.
+    """Return the orders of matrices whose Kronecker product has this order; None where there are none.
 
     Each is a power of two up to `RADIX`, or one of Paley's.
     """
@@ -106,7 +107,7 @@ def factors(order: int) -> tuple[int, ...] | None:
 
 
 def _parts(size: int) -> tuple[int, ...]:
-    """Orders that sum to `size`, larger ones first."""
+    """Return orders that sum to `size`, larger ones first."""
     if size == 0:
         return ()
     if factors(size) is not None:
@@ -120,57 +121,8 @@ def _parts(size: int) -> tuple[int, ...]:
     return (*_parts(size - half), *_parts(half))
 
 
-def _rotated(values: Tensor, orders: tuple[int, ...], inverse: bool) -> Tensor:
-    if takes(values) and (found := plan(orders, inverse)):
-        return rotate_rows(values, found)
-    return _multiply_parts(values, orders, inverse)
-
-
-@lru_cache(maxsize=64)
-def plan(orders: tuple[int, ...], inverse: bool = False) -> RotationSteps | None:
-    """The rotation as the kernels that run here read it; None where a factor is too large for them."""
-    parts = []
-    for order in orders:
-        found = factors(order)
-        assert found is not None
-        parts.append(found)
-    if not RotationSteps.fits(parts):
-        return None
-    return RotationSteps([[_base(factor).T if inverse else _base(factor) for factor in part] for part in parts])
-
-
-def _multiply_parts(values: Tensor, orders: Sequence[int], inverse: bool) -> Tensor:
-    """The matrices along the diagonal times every vector along the last dimension."""
-    if len(orders) == 1:
-        return _multiply(values, orders[0], inverse)
-    parts = torch.split(values, list(orders), dim=-1)
-    return torch.cat([_multiply(part, order, inverse) for part, order in zip(parts, orders, strict=True)], dim=-1)
-
-
-@library.custom_op("quept::rotate", mutates_args=())
-def _operator(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
-    rotated = _rotated(values, tuple(orders), inverse)
-    return rotated.clone() if rotated is values else rotated
-
-
-@_operator.register_fake
-def _(values: Tensor, orders: list[int], inverse: bool) -> Tensor:
-    return torch.empty_like(values, memory_format=torch.contiguous_format)
-
-
-def _remember(ctx: Any, inputs: tuple[Tensor, list[int], bool], output: Tensor) -> None:
-    _, ctx.orders, ctx.inverse = inputs
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    return _operator(gradient, ctx.orders, not ctx.inverse), None, None
-
-
-_operator.register_autograd(_backward, setup_context=_remember)
-
-
 def _multiply(values: Tensor, order: int, inverse: bool) -> Tensor:
-    """The Hadamard matrix of `order`, as a rotation or its inverse, times every vector along the last dimension."""
+    """Multiply every vector along the last dimension by the rotation of `order` channels, or by its inverse."""
     shape, after = values.shape, 1
     for group in reversed(_groups(order)):
         matrix = _rotation(group, values.dtype, values.device)
@@ -183,7 +135,7 @@ def _multiply(values: Tensor, order: int, inverse: bool) -> Tensor:
 
 @cache
 def _groups(order: int) -> tuple[tuple[int, ...], ...]:
-    """The factors of `order`, those next to each other together, with powers of two divided, as far as `DENSE` allows.
+    """Return the factors of `order`, divided to twos and Paley's, and joined with their neighbours up to `DENSE`.
 
     Each pass over the values costs more than the multiplications that a smaller matrix saves.
     """
@@ -202,13 +154,13 @@ def _groups(order: int) -> tuple[tuple[int, ...], ...]:
 @lru_cache(maxsize=64)
 def _rotation(group: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # where it could not be used for training afterwards
-        matrix = reduce(torch.kron, map(_base, group))
+        matrix = reduce(torch.kron, map(factor_matrix, group))
         return (matrix.to(torch.float64) / sqrt(len(matrix))).to(device, dtype)
 
 
 @cache
-def _base(order: int) -> Tensor:
-    """One factor: Sylvester's matrix, or one of Paley's."""
+def factor_matrix(order: int) -> Tensor:
+    """Return one of the `factors`, int8 `(order, order)`: Sylvester's matrix for a power of two, else Paley's."""
     if order & (order - 1) == 0:
         two, matrix = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8), torch.ones(1, 1, dtype=torch.int8)
         while len(matrix) < order:
@@ -235,7 +187,7 @@ def _base(order: int) -> Tensor:
 
 @cache
 def _paley_field(order: int) -> tuple[int, int] | None:
-    """The field, as prime and degree, from which Paley's matrix of this order is made."""
+    """Return the field, as prime and degree, from which Paley's matrix of this order is made."""
     if order % 4 == 0:
         for size, remainder in ((order - 1, 3), (order // 2 - 1, 1)):
             if size % 4 == remainder and (field := _prime_power(size)):
@@ -244,7 +196,7 @@ def _paley_field(order: int) -> tuple[int, int] | None:
 
 
 def _prime_power(number: int) -> tuple[int, int] | None:
-    """`(p, e)` with `number = p ** e`, `p` prime and `e` at most 3."""
+    """Return `(p, e)` with `number = p ** e`, `p` prime and `e` at most 3."""
     for degree in (1, 2, 3):
         root = round(number ** (1 / degree))
         if root > 1 and root**degree == number and all(root % divisor for divisor in range(2, isqrt(root) + 1)):
@@ -253,7 +205,7 @@ def _prime_power(number: int) -> tuple[int, int] | None:
 
 
 def _differences_that_are_squares(prime: int, degree: int) -> Tensor:
-    """1 where `x_i - x_j` is a square of the field of `prime ** degree` elements, -1 where it is none, 0 where zero."""
+    """Return 1 where `x_i - x_j` is a square in the field of `prime ** degree` elements, -1 where not, 0 where zero."""
     elements = torch.cartesian_prod(*[torch.arange(prime)] * degree).reshape(-1, degree)
     places = prime ** torch.arange(degree - 1, -1, -1)
     character = torch.full((len(elements),), -1, dtype=torch.int8)
@@ -264,7 +216,7 @@ def _differences_that_are_squares(prime: int, degree: int) -> Tensor:
 
 
 def _squared(elements: Tensor, prime: int) -> Tensor:
-    """The squares of polynomials over the integers modulo `prime`, `(n, degree)`, highest power first."""
+    """Return the squares of polynomials over the integers modulo `prime`, `(n, degree)`, highest power first."""
     degree = elements.shape[1]
     squares = elements.new_zeros(len(elements), 2 * degree - 1)
     for i, j in product(range(degree), repeat=2):
@@ -276,7 +228,7 @@ def _squared(elements: Tensor, prime: int) -> Tensor:
 
 
 def _irreducible(prime: int, degree: int) -> tuple[int, ...]:
-    """The coefficients below the leading one of a polynomial without roots: of degree up to 3, it has no factors."""
+    """Return the coefficients, but the leading one, of a polynomial without roots: up to degree 3, irreducible."""
     for rest in product(range(prime), repeat=degree):
         if degree == 1 or all(_value(rest, x, prime) for x in range(prime)):
             return rest

@@ -1,31 +1,71 @@
-"""Kernels for CPUs, where quept was built with them; what they compute is specified, and otherwise done, in `numerics`.
+"""Operators that have kernels, and the kernels.
 
-A kernel is called directly: checking a tensor and passing its address takes a few microseconds, one of
-PyTorch's custom operators some twenty. Where a compiler looks on, `numerics` hands it such operators, which call the
-same.
+Each operator is a function with a reference in PyTorch (`reference/`), for which backends register kernels:
 
-`QUEPT_NATIVE` in the environment chooses: `0` runs PyTorch's operations instead, and the name of a path (`portable`,
-`avx2`, `avx512`) that path; otherwise the widest that the processor has is taken. `python -m quept.ops` says what runs.
+- `cpu`: quept's own, built from `native/`;
+- `onednn`, `int_mm`: integer products of PyTorch, used where they are found to be exact.
+
+`registry` says how a kernel is chosen, and how another backend joins. `python -m quept.ops` tells what runs.
+
+`QUEPT_NATIVE` in the environment is about the backend `cpu`: `0` turns it off, and the name of a path (`portable`,
+`avx2`, `avx512`) takes that path; otherwise the widest that the processor has is taken.
 """
 
-from quept.ops.extension import ENVIRONMENT, REVISION, absence, available, describe, paths, using
-from quept.ops.packed import read_bandwidth
-from quept.ops.rotation import RotationSteps, rotate_and_quantize, rotate_rows
-from quept.ops.tokens import finish_rows, quantize_rows, takes
+import torch
+
+from quept.ops import compiled, cpu, int_mm, onednn
+from quept.ops.cpu.extension import ENVIRONMENT, REVISION, describe, paths
+from quept.ops.cpu.packed import read_bandwidth
+from quept.ops.reference import (
+    dequantize,
+    finish_product,
+    integer_linear,
+    integer_product,
+    integer_weight,
+    packed_linear,
+    quantize_tokens,
+    rebuild,
+    rotate,
+)
+from quept.ops.registry import BACKENDS, Backend, Operator, register_kernel, using
+from quept.ops.report import report
 
 __all__ = [
+    "BACKENDS",
     "ENVIRONMENT",
     "REVISION",
-    "RotationSteps",
-    "absence",
+    "Backend",
+    "Operator",
     "available",
+    "dequantize",
     "describe",
-    "finish_rows",
+    "finish_product",
+    "has_integer_product",
+    "integer_linear",
+    "integer_product",
+    "integer_weight",
+    "packed_linear",
     "paths",
-    "quantize_rows",
+    "quantize_tokens",
     "read_bandwidth",
-    "rotate_and_quantize",
-    "rotate_rows",
-    "takes",
+    "rebuild",
+    "register_kernel",
+    "report",
+    "rotate",
     "using",
 ]
+
+cpu.register()
+onednn.register()
+int_mm.register()
+compiled.register()
+
+
+def available() -> bool:
+    """Whether quept's own kernels run."""
+    return cpu.BACKEND.enabled and cpu.extension.available()
+
+
+def has_integer_product(device: torch.device) -> bool:
+    """Whether a backend has an exact integer product on this device."""
+    return integer_product.backend_on(device.type) is not None

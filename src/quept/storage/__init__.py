@@ -1,6 +1,7 @@
 """Artifacts on disk: safetensors and JSON, checked before they are used."""
 
-from quept.storage.artifact import DTYPES, load, save
+from quept.formats.dtypes import DTYPES
+from quept.storage.artifact import load, save
 from quept.storage.manifest import BlockError, Manifest, Provenance, is_artifact, read_manifest
 
 __all__ = ["DTYPES", "BlockError", "Manifest", "Provenance", "is_artifact", "load", "read_manifest", "save"]

@@ -14,6 +14,7 @@ from quept.config import MAX_BITS, Recipe
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
+from quept.formats.dtypes import DTYPES
 from quept.formats.paging import page_out
 from quept.layers import ElasticLinear, Execution, learned_names, stored_tensors
 from quept.layers.size import resident_bytes
@@ -24,8 +25,6 @@ from quept.precision import Precision, elastic_linears, keep_weights, key_values
 from quept.storage.checks import fault
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def shard_stem(part: int, blocks: int) -> str:

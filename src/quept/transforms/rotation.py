@@ -24,6 +24,7 @@ from quept.layers.inputs import OnlineTransform
 from quept.layers.linear import weight_of
 from quept.models import Architecture, BlockContext, Values
 from quept.numerics import hadamard
+from quept.ops import rotate
 from quept.transforms.base import FoldedInput, Transform
 
 
@@ -45,11 +46,11 @@ class StreamRotation:
 
     def __call__(self, values: Tensor) -> Tensor:
         """`Q v` for every vector `v` along the last dimension."""
-        return self._reflect(self.hadamard(values * self.signs.to(values)))
+        return self._reflect(rotate(values * self.signs.to(values), self.hadamard))
 
     def inverse(self, values: Tensor) -> Tensor:
         """`Q^T v` for every vector `v` along the last dimension."""
-        return self.hadamard.inverse(self._reflect(values)) * self.signs.to(values)
+        return rotate(self._reflect(values), self.hadamard, inverse=True) * self.signs.to(values)
 
     def _reflect(self, values: Tensor) -> Tensor:
         if self.across is None:

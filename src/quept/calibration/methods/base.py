@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from quept.calibration.optimizer import OptimizerRule
 from quept.config import Reconstruction
+from quept.formats import packing
 from quept.formats.derivation import Rounding
 from quept.layers.weight import FrozenWeight
 from quept.numerics import affine, rounding_mask
@@ -131,7 +132,7 @@ class RoundingMethod(Method):
             grouped, grid, _ = frozen.derivation(bits, masks=False)
             flipped = rounding_mask.flipped(grouped, grid, self.offset(bits, grouped, grid))
             mask = affine.join_groups(flipped, frozen.in_features)
-            frozen.planes[str(bits)].copy_(rounding_mask.pack(mask))
+            frozen.planes[str(bits)].copy_(packing.pack(mask.to(torch.uint8), 1))
 
 
 def straight_through(value: Tensor, rounded: Tensor) -> Tensor:

@@ -1,18 +1,30 @@
 """Linears in integers compute what quantized weights and activations stand for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from quept.numerics import affine, integer
-from quept.numerics.integer import IntegerWeight, integer_linear, quantize_tokens
+from quept import ops
+from quept.formats.integers import LARGEST_IN, IntegerWeight
+from quept.numerics import affine
+from quept.ops import int_mm, integer_linear, integer_weight, quantize_tokens
+from quept.ops.exactness import inexactness
 
 CPU = torch.device("cpu")
-BACKENDS = integer.backends("cpu")
+BACKENDS = [kernel.backend.name for kernel in ops.integer_product.kernels if not kernel.backend.absence("cpu")]
+BACKENDS.append("reference")
 
-pytestmark = pytest.mark.skipif(not BACKENDS, reason="this processor has no exact integer product")
+
+def packed_for(backend, codes, scale, zero_point):
+    """The weight packed for one backend."""
+    with ops.using(None if backend == "reference" else backend):
+        weight = integer_weight(codes, scale, zero_point, CPU)
+    assert weight.layout == backend
+    return weight
 
 
 def random_weight(generator, out_features, in_features, bits, extreme=False):
@@ -71,7 +83,7 @@ def test_the_result_is_that_of_the_dequantized_values(
     weight = random_weight(generator, out_features, in_features, weight_bits, extreme)
     bias = torch.randn(out_features, generator=generator) if with_bias else None
     quantized = quantize_tokens(x, torch.tensor(clip_ratio), activation_bits)
-    packed = IntegerWeight.of(*weight, CPU, backend)
+    packed = packed_for(backend, *weight)
     expected = simulated(quantized, *weight, bias)
     result = integer_linear(quantized, packed, bias)
     if in_features >= 64:
@@ -137,23 +149,23 @@ def test_many_tokens_are_quantized_like_few(dtype):
 def test_many_tokens_are_multiplied_like_few(backend, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     weight = random_weight(generator, 16, 172, 8)
-    packed = IntegerWeight.of(*weight, CPU, backend)
+    packed = packed_for(backend, *weight)
     quantized = quantize_tokens(torch.randn(50, 172, generator=generator), torch.tensor(0.9), 8)
     together = integer_linear(quantized, packed)
-    monkeypatch.setattr(integer, "BLOCK", 16 * 7)
+    monkeypatch.setattr("quept.ops.reference.integer.BLOCK", 16 * 7)
     assert torch.equal(integer_linear(quantized, packed), together)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("zero", [0, 128, 255])
 def test_the_largest_sums_are_exact(backend, zero):
-    x = torch.ones(2, integer.LARGEST_IN)
+    x = torch.ones(2, LARGEST_IN)
     x[1] = -1
     quantized = quantize_tokens(x, torch.tensor(0.99), 8)  # codes of 127 and -128
     for code in (0, 255):
-        codes = torch.full((3, integer.LARGEST_IN), code, dtype=torch.uint8)
+        codes = torch.full((3, LARGEST_IN), code, dtype=torch.uint8)
         weight = codes, torch.ones(3), torch.full((3,), zero)
-        result = integer_linear(quantized, IntegerWeight.of(*weight, CPU, backend))
+        result = integer_linear(quantized, packed_for(backend, *weight))
         assert_close(result, simulated(quantized, *weight), 1e-6)
 
 
@@ -165,14 +177,14 @@ def test_small_sums_are_exact_to_the_last_digit(backend):
     x = torch.randint(-127, 128, (33, 172), generator=generator).float()
     x[:, 0] = 127  # so that the scale is one
     result = integer_linear(
-        quantize_tokens(x, torch.tensor(1.0), 8), IntegerWeight.of(codes, torch.ones(65), zero_point, CPU, backend)
+        quantize_tokens(x, torch.tensor(1.0), 8), packed_for(backend, codes, torch.ones(65), zero_point)
     )
     assert torch.equal(result.double(), x.double() @ (codes.double() - zero_point.unsqueeze(1)).T)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_leading_dimensions_stay_and_may_be_empty(backend):
-    packed = IntegerWeight.of(*random_weight(torch.Generator().manual_seed(0), 5, 7, 8), CPU, backend)
+    packed = packed_for(backend, *random_weight(torch.Generator().manual_seed(0), 5, 7, 8))
     for shape in ((2, 3, 7), (7,), (0, 7), (2, 0, 7)):
         quantized = quantize_tokens(torch.zeros(shape), torch.tensor(1.0), 8)
         result = integer_linear(quantized, packed, torch.arange(5.0), torch.bfloat16)
@@ -185,7 +197,7 @@ def test_a_quantized_linear_is_near_the_linear(bits):
     weight, x = torch.randn(64, 172, generator=generator), torch.randn(33, 172, generator=generator)
     grid = affine.grid(weight.unsqueeze(1), bits)
     codes = affine.codes(weight.unsqueeze(1), grid).squeeze(1)
-    packed = IntegerWeight.of(codes, grid.scale.flatten(), grid.zero_point.flatten(), CPU)
+    packed = integer_weight(codes, grid.scale.flatten(), grid.zero_point.flatten(), CPU)
     result = integer_linear(quantize_tokens(x, torch.tensor(1.0), 8), packed)
     held = F.linear(x, affine.dequantize(codes.unsqueeze(1), grid).squeeze(1))
     assert float((result - held).norm() / held.norm()) < 0.02
@@ -196,21 +208,40 @@ def test_a_quantized_linear_is_near_the_linear(bits):
 def test_a_token_that_is_not_finite_does_not_become_finite(value):
     x = torch.ones(2, 7)
     x[0, 3] = value
-    packed = IntegerWeight.of(*random_weight(torch.Generator().manual_seed(0), 5, 7, 4), CPU)
+    packed = integer_weight(*random_weight(torch.Generator().manual_seed(0), 5, 7, 4), CPU)
     result = integer_linear(quantize_tokens(x, torch.tensor(1.0), 8), packed)
     assert not bool(result[0].isfinite().any())
     assert bool(result[1].isfinite().all())
 
 
-def test_a_product_that_saturates_is_not_used(monkeypatch):
-    def saturating(codes, weight):
+def test_a_product_that_saturates_or_is_missing_is_not_used(monkeypatch):
+    def saturating(codes, weight, dtype):
         pairs = codes.double().unsqueeze(1) * weight.packed.double()
         sums = pairs.reshape(*pairs.shape[:-1], -1, 2).sum(-1).clamp(-(2**15), 2**15 - 1)
         return (sums.sum(-1) - 128 * weight.packed.double().sum(-1)).float()
 
-    assert integer._exact("int_mm", CPU)
-    monkeypatch.setattr(integer, "_int_mm", saturating)
-    assert not integer._exact("int_mm", CPU)
+    def missing(codes, weight, dtype):
+        return torch.ops.quept.no_such_operator(codes)
+
+    assert inexactness(lambda weight: weight, ops.integer_product.reference, CPU) == ""
+    assert inexactness(lambda weight: weight, saturating, CPU) == "its sums are not exact here"
+    assert inexactness(lambda weight: weight, missing, CPU) == "this PyTorch does not have it here"
+
+    given = random_weight(torch.Generator().manual_seed(0), 2, 3, 8)
+    monkeypatch.setattr(int_mm, "_inexactness", lambda device: "its sums are not exact here")
+    assert int_mm.integer_weight(*given, CPU) is NotImplemented
+    assert integer_weight(*given, CPU).layout != "int_mm"
+    assert ops.integer_product.backend_on("cuda") is None
+
+
+def test_a_weight_of_another_backend_is_refused_where_that_is_off():
+    weight = IntegerWeight.of(*random_weight(torch.Generator().manual_seed(0), 2, 3, 8), CPU)
+    tokens = quantize_tokens(torch.ones(1, 3), torch.tensor(1.0), 8)
+    for other in ops.integer_product.kernels:
+        assert other.run(tokens.codes, weight, torch.float32) is NotImplemented
+    foreign = replace(weight, layout="nobody's")
+    with pytest.raises(ValueError, match='packed for "nobody\'s", which is off'):
+        integer_linear(tokens, foreign)
 
 
 def test_what_cannot_be_computed_is_refused():
@@ -218,16 +249,15 @@ def test_what_cannot_be_computed_is_refused():
     with pytest.raises(ValueError, match="2 to 8 bits"):
         quantize_tokens(torch.zeros(1, 3), torch.tensor(1.0), 9)
     with pytest.raises(ValueError, match="at most 65793 inputs"):
-        IntegerWeight.of(torch.zeros(1, integer.LARGEST_IN + 1, dtype=torch.uint8), scale[:1], zero_point[:1], CPU)
-    with pytest.raises(ValueError, match="meta has no exact integer product"):
-        IntegerWeight.of(codes, scale, zero_point, torch.device("meta"))
+        integer_weight(torch.zeros(1, LARGEST_IN + 1, dtype=torch.uint8), scale[:1], zero_point[:1], CPU)
     with pytest.raises(ValueError, match="4 channels, the weight 3"):
         integer_linear(
-            quantize_tokens(torch.zeros(1, 4), torch.tensor(1.0), 8),
-            IntegerWeight.of(codes, scale, zero_point, CPU),
+            quantize_tokens(torch.zeros(1, 4), torch.tensor(1.0), 8), integer_weight(codes, scale, zero_point, CPU)
         )
 
 
-def test_only_devices_with_a_product_are_supported():
-    assert integer.supported(CPU)
-    assert not integer.supported(torch.device("meta"))
+def test_only_devices_with_an_exact_product_are_said_to_have_one():
+    assert ops.has_integer_product(CPU) == (len(BACKENDS) > 1)
+    assert not ops.has_integer_product(torch.device("meta"))
+    with ops.using(None):
+        assert not ops.has_integer_product(CPU)

@@ -1,9 +1,7 @@
-"""The extension module: whether it is there, which of its paths is taken, and what a user is told."""
+"""The extension module built from `native/`: whether it is there, which path it takes, and what a user is told."""
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -18,15 +16,13 @@ REVISION = "1"  # of what the kernels compute: another one may round otherwise
 OFF = ("0", "off", "false", "no")
 ON = ("", "1", "on", "true", "yes")
 
-_state: dict[str, Any] = {"off": False}
-
 
 @cache
 def _load() -> tuple[ModuleType | None, str]:
-    """The module on the path that the environment names, or None and why."""
+    """Return the module on the path that the environment names, or None and the reason."""
     wanted = os.environ.get(ENVIRONMENT, "").strip().lower()
     if wanted in OFF:
-        return None, f"{ENVIRONMENT}={wanted} flipped them off"
+        return None, f"{ENVIRONMENT}={wanted} turned them off"
     try:
         # Behind torch, whose OpenMP runtime it looks up.
         module = import_module("quept.ops._native")
@@ -46,9 +42,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def available() -> bool:
-    """Whether kernels run. The first time that they do not, and nobody flipped them off, a warning says what to do."""
-    if _state["off"]:
-        return False
+    """Whether the module is there. The first time that it is not, unless it was turned off, warn and say what to do."""
     module, why = _load()
     if module is None and ENVIRONMENT not in why:
         _warn(why)
@@ -56,17 +50,17 @@ def available() -> bool:
 
 
 def absence() -> str:
-    """Why no kernel runs; empty where they do."""
+    """Return why there is no module; empty where there is one."""
     return _load()[1]
 
 
 def native() -> Any:
-    """The module, where kernels are `available`."""
+    """Return the module, where it is `available`."""
     return _load()[0]
 
 
 def require() -> Any:
-    """The module; `InvalidInput` where there is none."""
+    """Return the module; `InvalidInput` where there is none."""
     module = _load()[0]
     if module is None:
         raise InvalidInput(f"There are no kernels here: {absence()}.")
@@ -74,34 +68,29 @@ def require() -> Any:
 
 
 def paths() -> tuple[str, ...]:
-    """The paths that run on this processor, the widest first; none without the module."""
+    """Return the paths that run on this processor, the widest first; none without the module."""
     module = _load()[0]
     return () if module is None else tuple(module.paths())
 
 
+def path() -> str | None:
+    """Return the path in force; None without the module."""
+    module = _load()[0]
+    return None if module is None else str(module.path())
+
+
+def choose(path: str) -> None:
+    """Take another path, one of `paths()`; `InvalidInput` without the module."""
+    require().choose(path)
+
+
 def describe() -> str:
-    """What runs here, in a sentence."""
+    """Say in a sentence which kernels run here."""
     module, why = _load()
     if module is None:
         return f"PyTorch's operations, not quept's kernels: {why}.{'' if ENVIRONMENT in why else ' ' + ADVICE}"
     threads = f"{torch.get_num_threads()} of PyTorch's threads" if module.has_threads() else "one thread"
     return f"quept's kernels, {module.path()} of {', '.join(module.paths())}, on {threads}"
-
-
-@contextmanager
-def using(path: str | None) -> Iterator[None]:
-    """Within it, kernels on `path`, one of `paths()`, or None for PyTorch's operations: for tests and comparisons."""
-    module, before = _load()[0], dict(_state)
-    chosen = None if module is None else module.path()
-    _state["off"] = path is None
-    try:
-        if path is not None:
-            require().choose(path)
-        yield
-    finally:
-        _state.update(before)
-        if module is not None:
-            module.choose(chosen)
 
 
 ADVICE = (
