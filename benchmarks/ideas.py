@@ -10,12 +10,15 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from quept.calibration import descent, pipeline
+from quept.calibration import optimizer, pipeline
 from quept.calibration.capture import ModelStem
+from quept.calibration.methods import ROUNDING_METHODS, Clipping, LearnedRounding, Start
+from quept.calibration.methods.learned_rounding import TRAVEL
 from quept.calibration.objective import Error, Objective, Rows
-from quept.layers import ElasticLinear
+from quept.formats.derivation import derive
+from quept.layers.weight import FrozenWeight
 from quept.numerics import affine
 
 
@@ -73,29 +76,36 @@ def lookahead() -> Iterator[None]:
         yield
 
 
+class SecondOrder(LearnedRounding):
+    """Rounding offsets start from GPTQ's error feedback, as far as half a step allows."""
+
+    @torch.no_grad()
+    def init(self, start: Start) -> None:
+        """Start from the feedback of the inputs that `second_order` has kept."""
+        super().init(start)
+        weight, master = self.weight, self.weight.float_master()
+        for bits, offset in self.offsets.items():
+            inputs = weight.inputs_per_scale(bits)
+            ratios = weight.method(Clipping).ratios(bits)
+            derived = derive(master, bits, inputs, clip_ratios=ratios, symmetric=weight.is_symmetric(bits))
+            moved = feedback(master, HESSIANS[weight.path], derived.grid, inputs)
+            offset.copy_((affine.split_groups(moved - master, inputs) / derived.grid.scale).clamp(-0.5, 0.5))
+
+
+HESSIANS: dict[str, Tensor] = {}  # of each linear's inputs, by path
+
+
 @contextmanager
 def second_order() -> Iterator[None]:
-    """Rounding offsets start from GPTQ's error feedback, as far as half a step allows."""
-    init_ranges, learn_rounding = pipeline.init_ranges, ElasticLinear.learn_rounding
+    """Start rounding offsets from GPTQ's error feedback."""
+    init_ranges = pipeline.init_ranges
 
-    def keep_inputs(block: Any, inputs: dict[str, Tensor]) -> None:
-        init_ranges(block, inputs)
-        for path, linear in block.linears.items():
-            linear.hessian = inputs[path].float().T @ inputs[path].float()
+    def keep_inputs(block: Any, inputs: dict[str, Tensor], *rest: Any) -> None:
+        for path, rows in inputs.items():
+            HESSIANS[block.trainable[path].path] = rows.float().T @ rows.float()
+        init_ranges(block, inputs, *rest)
 
-    def start(linear: Any) -> dict[int, nn.Parameter]:
-        offsets: dict[int, nn.Parameter] = learn_rounding(linear)
-        for bits, offset in offsets.items():
-            low, high = linear.clip_ratios(bits).unsqueeze(-1)
-            to = affine.grid(linear._split(linear._master(), bits), bits, low, high)
-            moved = feedback(linear._master(), linear.hessian, to, offset.shape[-1])
-            offset.data.copy_((linear._split(moved - linear._master(), bits) / to.scale).clamp(-0.5, 0.5))
-        return offsets
-
-    with (
-        patch.object(pipeline, "init_ranges", keep_inputs),
-        patch.object(ElasticLinear, "learn_rounding", start),
-    ):
+    with patch.object(pipeline, "init_ranges", keep_inputs), patch.dict(ROUNDING_METHODS, {"offsets": SecondOrder}):
         yield
 
 
@@ -118,33 +128,32 @@ def sign_descent() -> Iterator[None]:
     """Rounding offsets follow the sign of their gradient, one over the number of steps at a time (SignRound)."""
 
     def move(_: Any, offset: Tensor, gradient: Tensor, rate: float) -> None:
-        offset.add_(gradient.sign_(), alpha=-rate / descent.TRAVEL).clamp_(-descent.REACH, descent.REACH)
+        offset.add_(gradient.sign_(), alpha=-rate / TRAVEL).clamp_(-optimizer.REACH, optimizer.REACH)
 
-    with patch.object(descent.RoundingOptimizer, "_move", move):
+    with patch.object(optimizer.RoundingOptimizer, "_move", move):
         yield
 
 
 @contextmanager
 def free_weights() -> Iterator[None]:
-    """Weights may move to any code (EfficientQAT); each width keeps codes of its own instead of a plane."""
+    """Weights may move to any code (EfficientQAT); each bit-width keeps codes of its own instead of a mask."""
     kept: dict[tuple[str, int], Tensor] = {}
-    freeze, derive = ElasticLinear.freeze, ElasticLinear.derive
+    freeze, derive_frozen = LearnedRounding.freeze, FrozenWeight.derive
 
-    def keep(linear: Any) -> None:
-        for bits, offset in linear.offsets.items():
-            kept[linear.path, bits] = derive(linear, bits).detach().clone()
+    def keep(method: LearnedRounding, frozen: FrozenWeight) -> None:
+        for bits, offset in method.offsets.items():
+            kept[frozen.path, bits] = method.weight.derive(bits).detach().clone()
             offset.data.clamp_(-0.5, 0.5)
-        freeze(linear)
+        freeze(method, frozen)
 
-    def derived(linear: Any, bits: int) -> Tensor:
-        if linear.offsets or (linear.path, bits) not in kept:
-            return derive(linear, bits)
-        return kept[linear.path, bits].to(linear.dtype)
+    def derived(frozen: FrozenWeight, bits: int) -> Tensor:
+        found = kept.get((frozen.path, bits))
+        return derive_frozen(frozen, bits) if found is None else found.to(frozen.dtype)
 
     with (
-        patch.object(descent, "REACH", 4.0),
-        patch.object(ElasticLinear, "freeze", keep),
-        patch.object(ElasticLinear, "derive", derived),
+        patch.object(optimizer, "REACH", 4.0),
+        patch.object(LearnedRounding, "freeze", keep),
+        patch.object(FrozenWeight, "derive", derived),
     ):
         yield
 
