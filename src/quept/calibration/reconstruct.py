@@ -167,11 +167,12 @@ def _loss(
         for each in quantizers:
             each.override = None if activation_bits is None else each.grid(activation_bits)
         for path, linear in block.trainable.items():
-            own = others.get(path, bits)
-            weight = forward.weight(linear.trainable, own)
+            given = others.get(path, bits)
+            own = linear.spec.bits_for(given)
+            weight, learns = forward.weight(linear.trainable, own), own == given and own in trained
             # Bit-widths that do not train stay as they are, and yet look to compiled code like all the others.
-            linear.current = weight if own in trained else weight.detach().requires_grad_()
-            if own in trained and (penalty := linear.trainable.penalty(progress)) is not None:
+            linear.current = weight if learns else weight.detach().requires_grad_()
+            if learns and (penalty := linear.trainable.penalty(progress)) is not None:
                 penalties.append(penalty)
         with block.multiplying(torch.bfloat16 if group_pass.half else None):
             output = forward(block.call, block.module, hidden)

@@ -6,6 +6,7 @@ from quept.config.bits import FULL, MAX_BITS, MIN_BITS, BitGroups, Bits, coverin
 from quept.config.plan import PlannedWidth, PrecisionPlan, Widths, is_pattern, parse_precisions
 from quept.config.recipe import Data, Recipe
 from quept.config.reconstruction import Loss, Merging, Mixing, Reconstruction
+from quept.config.rules import Rule
 from quept.config.transforms import Reparameterization, Rotation, Smoothing
 from quept.config.weight import LARGEST_RANK, Adapter, AdapterEntry, AdapterKind, Granularity, Store, WeightSpec
 
@@ -31,6 +32,7 @@ __all__ = [
     "Reconstruction",
     "Reparameterization",
     "Rotation",
+    "Rule",
     "Smoothing",
     "Store",
     "Value",

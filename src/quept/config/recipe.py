@@ -15,8 +15,10 @@ from quept.config.activations import Activations
 from quept.config.base import Value
 from quept.config.bits import BitGroups, Bits, covering, parse_bits
 from quept.config.reconstruction import Merging, Reconstruction
+from quept.config.rules import Rule, merged
 from quept.config.transforms import Reparameterization, Rotation, Smoothing
 from quept.config.weight import LARGEST_RANK, Adapter, Granularity, Store, WeightSpec
+from quept.errors import InvalidInput
 
 
 class Data(Value):
@@ -47,6 +49,7 @@ class Recipe(Value):
     reparameterization: Reparameterization = Reparameterization()
     activations: Activations = Activations()
     outer_bits: Bits | None = None
+    rules: tuple[Rule, ...] = ()
     data: Data = Data()
 
     @model_validator(mode="before")
@@ -124,6 +127,37 @@ class Recipe(Value):
             store=self.store,
             scaled=not stored or self.smoothing.enabled or self.reparameterization.enabled,
         )
+
+    def weight_spec_for(self, path: str) -> WeightSpec | None:
+        """Return the settings of the linear at a module path, as rules change them; None where it is left as it is."""
+        spec, rule = self.weight_spec, merged(self.rules, path)
+        if rule is None:
+            return spec
+        if rule.ignore:
+            return None
+        changes: dict[str, Any] = {}
+        if rule.group_size is not None:
+            changes["granularity"] = spec.granularity.updated(group_size=rule.group_size)
+        if rule.learned_rounding is not None:
+            changes["learned_rounding"] = tuple(bits for bits in self.bits if bits in rule.learned_rounding)
+        if rule.bits is not None:
+            learned = changes.get("learned_rounding", self.learned_rounding)
+            changes["groups"] = BitGroups.partition((rule.bits,))
+            changes["learned_rounding"] = tuple(bits for bits in (rule.bits,) if bits in learned)
+            changes["adapter"] = Adapter(kind="none")
+            changes["fixed"] = True
+        changed = spec.updated(**changes)
+        if changed.store.master_bits in changed.learned_rounding:
+            raise InvalidInput(
+                f"A rule learns the rounding of {path} at {changed.store.master_bits} bits, where the store's master is "
+                "used as it is; leave that out of learned_rounding."
+            )
+        return changed
+
+    def unused_rules(self, paths: Iterable[str]) -> list[str]:
+        """Return the patterns of rules that match none of these module paths."""
+        paths = list(paths)
+        return [rule.match for rule in self.rules if not any(map(rule.matches, paths))]
 
     @property
     def trained_groups(self) -> tuple[tuple[int, ...], ...]:

@@ -112,6 +112,10 @@ class WeightSpec(Value):
     scaled: bool = True
     fixed: bool = False
 
+    def bits_for(self, bits: int) -> int:
+        """Return the bit-width that the layer runs at where the model runs at `bits`."""
+        return self.groups.bits[0] if self.fixed else bits
+
     def has_adapter(self, bits: int) -> bool:
         """Return whether a bit-width has an adapter."""
         return bool(self.adapter.columns(bits, self.groups).stop > 0)

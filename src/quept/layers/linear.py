@@ -117,6 +117,7 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
 
     def setting_at(self, bits: int | None, activation_bits: int | None) -> LinearSetting:
         """Return the setting for these bit-widths, with the forward path that suits them here."""
+        bits = None if bits is None else self.spec.bits_for(bits)
         found = self._settings.get((bits, activation_bits))
         if found is None:
             found = self._settings[bits, activation_bits] = paths.choose(self, bits, activation_bits)
@@ -126,7 +127,7 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
         """Return the setting of the baseline: weight and inputs rounded to nearest on unclipped ranges."""
         setting = self.setting_at(bits, activation_bits)
         if bits is not None:
-            setting = setting._replace(path=paths.given, weight=self.nearest(bits))
+            setting = setting._replace(path=paths.given, weight=self.nearest(self.spec.bits_for(bits)))
         return setting._replace(unclipped=True)
 
     def forward(self, hidden: Tensor) -> Tensor:

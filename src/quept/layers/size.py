@@ -55,8 +55,7 @@ def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
     """
     if bits == FULL:
         return layer.numel * stored.itemsize * 8
-    if layer.spec.fixed:
-        (bits,) = layer.spec.groups.bits
+    bits = layer.spec.bits_for(bits)
     scales = layer.out_features * layer.scales_per_row(bits)
     return (layer.numel + scales) * bits + scales * SCALE_BYTES * 8
 
@@ -65,7 +64,7 @@ def resident_bytes(model: nn.Module, bits: int) -> int:
     """Bytes of the packed weights of all linears at a width, as they stand in memory; convolutions are not packed."""
     total = 0
     for layer in _elastic(model):
-        width = layer.spec.groups.bits[0] if layer.spec.fixed else bits
+        width = layer.spec.bits_for(bits)
         shape = layer.out_features, layer.in_features
         if layer.is_matrix:
             total += PackedWeight.bytes_of(shape, width, layer.spec.inputs_per_scale(width, layer.in_features))

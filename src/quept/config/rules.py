@@ -1,0 +1,60 @@
+"""Per-layer rules of a recipe: other settings for the linears at some paths."""
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from quept.config.base import Value
+from quept.config.bits import Bits
+
+
+class Rule(Value):
+    """Other settings for the linears whose module path matches a pattern, as in `model.layers.0.mlp.*`.
+
+    In the pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Rules are read in order: where
+    several name a linear, each setting is that of the last one that has it.
+
+    Attributes:
+        match: the pattern.
+        ignore: leave the linears as they are, at full precision whatever the model runs at.
+        bits: the one bit-width of their weights, whatever bits the model runs at, but at full precision.
+        group_size: inputs that share a scale, at the bit-widths in `granularity.grouped_bits`.
+        learned_rounding: bit-widths whose rounding is learned; `[]` learns none.
+    """
+
+    match: Annotated[str, Field(min_length=1)]
+    ignore: bool = False
+    bits: Bits | None = None
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    learned_rounding: tuple[Bits, ...] | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        others = [name for name in ("bits", "group_size", "learned_rounding") if getattr(self, name) is not None]
+        if self.ignore and others:
+            raise ValueError(
+                f"the rule for {self.match!r} ignores linears, so {others[0]} has no meaning; leave it out"
+            )
+        if not self.ignore and not others:
+            raise ValueError(
+                f"the rule for {self.match!r} changes nothing; give ignore = true, bits, group_size or learned_rounding"
+            )
+        return self
+
+    def matches(self, path: str) -> bool:
+        """Return whether the rule is for the linear at a module path."""
+        return fnmatchcase(path, self.match)
+
+
+def merged(rules: tuple[Rule, ...], path: str) -> Rule | None:
+    """Return the settings of all rules for the linear at `path` in one; None where there are none."""
+    found = [rule for rule in rules if rule.matches(path)]
+    if not found:
+        return None
+    settings = {name: value for rule in found for name, value in rule.model_dump(exclude_defaults=True).items()}
+    # The last rule decides whether the linear is left out: a later one may take it in again.
+    if not found[-1].ignore:
+        settings.pop("ignore", None)
+        return Rule(**settings) if len(settings) > 1 else None
+    return Rule(match=found[-1].match, ignore=True)
