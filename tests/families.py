@@ -1,9 +1,7 @@
-"""Tiny random models of every family, and the command line to try them with; nothing is read from the network."""
+"""Tiny random models of every family; nothing is read from the network."""
 
-import sys
 from typing import Any
 
-import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
@@ -112,16 +110,3 @@ def _randomized(kind: Any, family: str, settings: dict[str, Any], dtype: torch.d
                 parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     return model.eval()
-
-
-def run(*arguments: object) -> int:
-    """Run a command of quept; its exit code."""
-    from quept.cli import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["quept", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-    return 0

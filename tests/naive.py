@@ -1,4 +1,4 @@
-"""What tests compare with: expressions for plain autograd."""
+"""Reference expressions for plain autograd."""
 
 import torch
 from torch import Tensor

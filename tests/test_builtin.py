@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 # Not `from quept.builtin import test_text_path`: pytest would collect that function as a test.
 from quept import builtin
-from quept.builtin import corpus
+from quept.builtin import corpus, vocabulary
 
 CONTEXT = 256
 MAX_PACKAGE_DATA = 3_000_000
@@ -54,7 +54,7 @@ def round_to_nearest(model: LlamaForCausalLM, bits: int) -> LlamaForCausalLM:
 
 def replayed(story: str, good: str) -> dict[str, int]:
     """Count from the wording of `story` alone how many of `good` everybody ends up with."""
-    numbers = {"no": 0} | {word: number for number, word in enumerate(corpus.NUMBERS)}
+    numbers = {"no": 0} | {word: number for number, word in enumerate(vocabulary.NUMBERS)}
     sentences = re.split(r'(?<=[.?"]) ', story)
     opening = next(text for text in sentences if re.match(r"\w+ had .* had ", text))
     owned = {name: numbers[number] for name, number in re.findall(r"(\w+) had (\w+)", opening)}
@@ -93,7 +93,7 @@ def test_counts_and_pronouns_are_consistent():
     checked = 0
     for story in corpus.generate(14, 300_000).splitlines():
         for good, name, answer in re.findall(r"How many (\w+) did (\w+) have in the end\? (\w+)\.", story):
-            assert corpus.NUMBERS[replayed(story, good)[name]] == answer.lower(), story
+            assert vocabulary.NUMBERS[replayed(story, good)[name]] == answer.lower(), story
             checked += 1
     assert checked > 100
 

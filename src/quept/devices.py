@@ -1,4 +1,4 @@
-"""Where computation runs, and on how many of a processor's threads."""
+"""The device that computation runs on, and the number of CPU threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,11 @@ from quept.errors import InvalidInput
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:1` means here; `InvalidInput` for anything else."""
+    """Return the device that `auto` (CUDA if there is one), `cpu`, `cuda` or, for example, `cuda:1` means here.
+
+    Raises:
+        InvalidInput: The name is none of these, or there is no such CUDA device.
+    """
     name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,20 +21,22 @@ def choose_device(name: str | torch.device) -> torch.device:
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdecimal()) or name.endswith(":"):
-        raise InvalidInput(f"The device {name!r} is not known; choose auto, cpu or cuda.")
+        raise InvalidInput(
+            f"The device {name!r} is not known; choose auto, cpu, cuda, or one CUDA device such as cuda:1."
+        )
     if int(index or 0) >= torch.cuda.device_count():
         raise InvalidInput(
-            f"The device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices; choose auto or cpu."
+            f"The device is {name}, but PyTorch finds {torch.cuda.device_count()} CUDA devices; choose auto or cpu."
         )
     return torch.device(name)
 
 
-SHORT = 1 << 19  # values of an operation's result; one with fewer is not worth splitting between threads
+SHORT = 1 << 19  # an operation whose result has fewer values is not worth splitting between threads
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Within: operations of this thread, and of threads that begin, are split between `count`; None is as before."""
+    """Use `count` CPU threads per operation in the context, and in threads started in it; None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -42,16 +48,16 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def threads_for(values: int) -> int | None:
-    """Return how many threads suit operations on so many values: one for short ones, else (None) as many as there are.
+    """Return the number of CPU threads for operations whose results have `values` elements; None keeps PyTorch's.
 
-    Threads that wait for one another at the end of every short operation gain little, and beside a busy process they
-    lose many times that.
+    Short operations get one: threads that wait for one another at the end of each gain little, and beside another busy
+    process they lose many times that.
     """
     return 1 if values < SHORT else None
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16; without, they are slower than float32's."""
+    """Return whether the device multiplies bfloat16 in hardware; otherwise float32 is faster."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -1,7 +1,7 @@
-"""Everything quept raises on purpose.
+"""The errors that quept raises on purpose.
 
-Each message is one paragraph that says what was given, what is allowed and what to do about it; the command
-line prints it as it is and exits with `exit_code`.
+A message is one paragraph: what was given, what is allowed, what to do. The command line prints it as it is and exits
+with `exit_code`.
 """
 
 
@@ -12,14 +12,14 @@ class QueptError(Exception):
 
 
 class InvalidInput(QueptError, ValueError):
-    """The caller asked for something that cannot be: a wrong value, a missing path, too little data."""
+    """An argument cannot be used: a value out of range, a missing path, too little data."""
 
     exit_code = 2
 
 
 class CorruptArtifact(QueptError):
-    """A file on disk is not what it claims to be: truncated, altered, or of an unknown format version."""
+    """A file of an artifact is truncated, altered, or of an unknown format version."""
 
 
 class CalibrationFailed(QueptError):
-    """Calibration could not go on: non-finite weights or losses."""
+    """Calibration cannot continue: weights or losses are not finite."""

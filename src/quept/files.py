@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole or not at all, and reading JSON that people may have edited."""
+"""Atomic writing of files, and reading of JSON that people may have edited."""
 
 import errno
 import hashlib
@@ -20,14 +20,16 @@ TEMPORARY = ".writing"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; on success it is flushed to disk and renamed.
 
-    Whatever goes wrong, no half-written file stays. A full disk and other refusals of the operating system become a
-    `QueptError` that names the file.
+    On failure `path` stays as it was, and the temporary file is removed.
+
+    Raises:
+        QueptError: The disk is full, or the operating system refuses; the message names the file.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        temporary.unlink(missing_ok=True)  # left by a killed process, perhaps with another mode
+        temporary.unlink(missing_ok=True)  # from a killed process, perhaps with other permissions
         temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; some writers make files that only their owner can read
+        mode = temporary.stat().st_mode  # as the umask has it; some writers make files that only their owner can read
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb") as file:
@@ -36,14 +38,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise QueptError(refusal(path, error)) from None
     finally:
-        with suppress(OSError):  # a read-only disk refuses this too, which must not hide the first refusal
+        with suppress(OSError):  # a read-only disk refuses this too, which must not hide the first error
             temporary.unlink()
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """The JSON in a file that is to be `what`, as in "a plan"; a name that stands twice is refused.
+    """Read JSON from a file, which messages call `what` (for example "a plan").
 
-    Raises `InvalidInput` where there is no such file, or it is not JSON.
+    Raises:
+        InvalidInput: There is no such file, it is not JSON, or an object holds a name twice.
     """
     path = Path(path)
     try:
@@ -55,7 +58,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write `data` as JSON, whole or not at all; equal data gives equal bytes."""
+    """Write `data` to `path` as JSON, atomically; equal data gives equal bytes."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -63,21 +66,18 @@ def write_json(path: Path, data: Any) -> None:
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if repeated := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
-        raise ValueError(f"{repeated[0]!r} stands there twice")
+        raise ValueError(f"an object holds {repeated[0]!r} twice")
     return dict(pairs)
 
 
 def refusal(path: Path, error: Exception) -> str:
-    """One sentence on why `path` could not be written."""
+    """Return a message on why `path` could not be written."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return (
-            f"The disk is full: {path} could not be written and was left out. Free some space, or choose another "
-            "disk for the output."
-        )
+        return f"The disk is full: {path} could not be written. Free some space, or choose another disk for the output."
     return f"{path} could not be written ({getattr(error, 'strerror', None) or error})."
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as hexadecimal digits."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

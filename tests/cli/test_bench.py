@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from families import run
+from command_line import run
 
 import quept
 from quept.evaluation.speed import measure_speed, read_per_token

@@ -1,11 +1,12 @@
 """The command line, as a user meets it: results, JSON, and one paragraph for every mistake."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from families import run
+from command_line import run
 
 import quept
 from quept.storage.manifest import record_files, sealed
@@ -40,6 +41,14 @@ def test_evaluate_writes_the_documented_json(workplace, tmp_path):
     assert sizes == sorted(sizes)
     assert sizes[-1] < result["full_precision_bytes"]
     assert "<svg" in (tmp_path / "plot.html").read_text()
+
+
+def test_a_plot_that_cannot_be_drawn_is_told_before_anything_is_measured(workplace, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("quept.cli.evaluate.measure", lambda *args, **options: pytest.fail("measured"))
+    arguments = ("evaluate", workplace / "artifact", "--data", workplace / "text.txt")
+    assert run(*arguments, "--plot", tmp_path / "plot.html") == 1
+    assert "pip install 'quept[plots]'" in capfd.readouterr().err
 
 
 def test_evaluate_measures_a_plain_model_with_rounding(workplace, tmp_path):
@@ -220,7 +229,7 @@ MISTAKES = {
     "heads that do not divide": ("calibrate {w}/heads {data} {out}", 2, "heads"),
     "artifact altered": ("info {w}/altered", 1, "altered"),
     "artifact truncated": ("info {w}/cut", 1, "bytes"),
-    "artifact of another version": ("info {w}/newer", 1, "version 3"),
+    "artifact of another version": ("info {w}/newer", 1, "format version 4"),
 }
 
 
@@ -237,7 +246,7 @@ def broken(workplace):
     copy_tree(workplace / "artifact", workplace / "cut", {shard: lambda data: data[:-100]})
     flip = lambda data: data[:-50] + bytes([data[-50] ^ 1]) + data[-49:]  # noqa: E731
     copy_tree(workplace / "artifact", workplace / "altered", {shard: flip})
-    newer = lambda text: text.replace('"version": 2', '"version": 3')  # noqa: E731
+    newer = lambda text: text.replace('"version": 3', '"version": 4')  # noqa: E731
     copy_tree(workplace / "artifact", workplace / "newer", {"quept.json": newer})
     for name, text in {
         "overlapping": 'name = "x"\nbits = "2-4"\ngroups = [[4, 3], [3, 2]]\n',
@@ -338,8 +347,17 @@ def test_the_demo_shows_its_table_draws_its_plots_and_leaves_a_working_artifact(
     monkeypatch.setattr(quept.builtin, "test_text_path", lambda: text)
     monkeypatch.setattr(quept.calibration, "calibrate", short)
     output = tmp_path / "demo"
-    for more in ((), ("--recipe", "paper")):  # the second replaces the first
-        assert run("demo", "--output", output, *more, "--json", tmp_path / "demo.json") == 0
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        assert run("demo", "--output", output) == 0
+    shown = capfd.readouterr().out
+    assert (
+        "accuracy.png are missing. Plots need matplotlib, which is not installed: run `pip install 'quept[plots]'"
+        in shown
+    )
+    assert [path.name for path in output.iterdir()] == ["artifact"]
+    # The second demo replaces the first.
+    assert run("demo", "--output", output, "--recipe", "paper", "--json", tmp_path / "demo.json") == 0
     assert [each.name for each in ran] == ["best", "paper"]
     shown = capfd.readouterr().out
     result = json.loads((tmp_path / "demo.json").read_text())

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from families import run
+from command_line import run
 from PIL import Image
 
 import quept

@@ -1,27 +1,15 @@
 """Sensitivities, plans and the front on the command line."""
 
 import json
-import sys
 
 import pytest
 import torch
+from command_line import run
 
 import quept
-from quept.cli import main
 from quept.evaluation import evaluate_widths
 
 SMALL = ("--samples", "4", "--sequence-length", "16")
-
-
-def run(*arguments: object) -> int:
-    """Run a command; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["quept", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

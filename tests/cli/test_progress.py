@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from families import run
+from command_line import run
 
 from quept import builtin
 from quept.cli import progress

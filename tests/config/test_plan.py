@@ -110,7 +110,7 @@ def test_a_plan_reads_back_as_it_was_written(tmp_path):
         ('{"bits": {"a": 4}, "version": 2}', "version"),
         ('{"bits": {"a": 9}}', "at 'a': precision 9 is not possible"),
         ('{"bits": {"a": "four"}}', "at 'a': precision 'four' cannot be read"),
-        ('{"bits": {"a": 4, "a": 3}}', "'a' stands there twice"),
+        ('{"bits": {"a": 4, "a": 3}}', "an object holds 'a' twice"),
         ('{"bits": {"a": [4]}}', "bits"),
         ('{"bits": {"a": true}}', "bits"),
         ('{"bits": {"a": 4.5}}', "bits"),

@@ -546,6 +546,31 @@ def test_images_at_any_depth_have_the_class_of_the_first_folder(tmp_path):
     assert load_images(tmp_path, Plain()).take(2, seed=0).labels.sort().values.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("names", [("test", "train"), ("train",), ("deep/er", "flat")])
+def test_every_folder_is_a_class_whatever_its_name_and_whatever_lies_beside_it(tmp_path, names):
+    """Where `datasets` would see splits, a class too few, or metadata in the place of labels."""
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").write_bytes(encoded(pictures(1)[0]))
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
+    classes = [name.split("/")[0] for name in names]
+    plain = Plain(classes=len(names), label2id={name: number for number, name in enumerate(classes)})
+    assert labels_of(tmp_path, plain) == list(range(len(names)))
+
+
+def test_pairs_of_an_archive_may_lie_apart_and_have_names_and_formats_of_any_kind(tmp_path):
+    """All of which `datasets` refuses."""
+    red = encoded(pictures(1)[0], "jpeg")
+    members = [
+        ("1.png", encoded(pictures(1)[0])),
+        ("2.jpg", red),
+        ("2.cls", b"cat\n"),
+        ("1.cls", b"bee"),
+        ("1.json", b"{"),
+    ]
+    assert labels_of(write_tar(tmp_path / "a.tar", members), Plain()) == [1, 2]
+
+
 def test_members_that_are_no_images_are_not_looked_at(tmp_path):
     image = encoded(pictures(1)[0])
     path = write_tar(tmp_path / "a.tar", [("a.png", image), ("a.json", b"{}"), ("a.cls", b"1"), (".png", image)])

@@ -50,6 +50,11 @@ def write(path, documents):
     return path
 
 
+@pytest.mark.parametrize("name", ["a[1].parquet", "b*.jsonl", "c{0..1}.txt"])
+def test_a_path_is_no_pattern(tmp_path, name):
+    assert list(load_text(write(tmp_path / name, ["one"]), split="train")) == ["one"]
+
+
 @pytest.fixture
 def text_file(tmp_path):
     return write(tmp_path / "text.txt", [numbered_text(200)])

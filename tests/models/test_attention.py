@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparison import relative_error
 from families import FAMILIES
 from transformers import AttentionInterface
 
@@ -36,10 +37,6 @@ def logits(model, windows):
     mask = torch.ones_like(windows)
     mask[0, :5] = 0
     return model(input_ids=windows, attention_mask=mask).logits[:, 5:]
-
-
-def relative_error(actual, expected):
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,10 +1,10 @@
 """Every family, end to end: what is captured, folded, calibrated, stored and switched."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
+from comparison import assert_saving_keeps_everything, relative_error
 from families import FAMILIES
 from transformers import BloomConfig, BloomForCausalLM, LogitsProcessor, LogitsProcessorList
 
@@ -66,10 +66,6 @@ def calibrated(model, windows, directory, recipe: Recipe = QUICK):
 @torch.no_grad()
 def logits(model, windows, **kwargs):
     return model(input_ids=windows, attention_mask=torch.ones_like(windows), **kwargs).logits
-
-
-def relative_error(actual, expected):
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def folding_is_exact(architecture):
@@ -208,21 +204,9 @@ def test_loaded_at_full_precision_is_the_original(model, artifact, windows):
 
 
 def test_save_then_load_is_identity(artifact, windows, tmp_path):
-    first = quept.load(artifact)
-    quept.save(first, tmp_path / "again")
-    second = quept.load(tmp_path / "again")
-    # The files' records aside: a saved shard need not carry the notes by which a calibration resumes.
-    assert second.quept_manifest.updated(files={}) == first.quept_manifest.updated(files={})
-    before, after = first.state_dict(), second.state_dict()
-    assert list(before) == list(after)
-    assert all(value.dtype == after[name].dtype and value.equal(after[name]) for name, value in before.items())
-    seen = []
-    for precision in (*QUICK.bits, None):
-        quept.set_precision(first, precision)
-        quept.set_precision(second, precision)
-        seen.append(logits(first, windows))
-        assert logits(second, windows).equal(seen[-1])
-    assert all(not a.equal(b) for a, b in pairwise(seen)), "the widths differ"
+    assert_saving_keeps_everything(
+        artifact, tmp_path / "again", lambda model: logits(model, windows), (*QUICK.bits, None)
+    )
 
 
 def test_loaded_model_is_an_ordinary_one(model, artifact, windows):

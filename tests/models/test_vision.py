@@ -1,10 +1,10 @@
 """Every family of image classifiers, end to end: captured, folded, calibrated, stored and switched."""
 
 import json
-from itertools import pairwise
 
 import pytest
 import torch
+from comparison import assert_saving_keeps_everything, relative_error
 from families import VISION
 from safetensors.torch import load_file
 from torch import nn
@@ -44,10 +44,6 @@ def artifact(model, images, tmp_path_factory):
 @torch.no_grad()
 def logits(model, images):
     return model(pixel_values=images).logits
-
-
-def relative_error(actual, expected):
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def entered(model, images):
@@ -125,19 +121,9 @@ def test_every_width_is_closer_than_the_one_below(model, artifact, images):
 
 
 def test_save_then_load_is_identity(artifact, images, tmp_path):
-    first = quept.load(artifact)
-    quept.save(first, tmp_path / "again")
-    second = quept.load(tmp_path / "again")
-    before, after = first.state_dict(), second.state_dict()
-    assert list(before) == list(after)
-    assert all(value.equal(after[name]) for name, value in before.items())
-    seen = []
-    for precision in (8, 5, "w4a8", None):
-        quept.set_precision(first, precision)
-        quept.set_precision(second, precision)
-        seen.append(logits(first, images))
-        assert logits(second, images).equal(seen[-1])
-    assert all(not a.equal(b) for a, b in pairwise(seen)), "the widths differ"
+    assert_saving_keeps_everything(
+        artifact, tmp_path / "again", lambda model: logits(model, images), (8, 5, "w4a8", None)
+    )
 
 
 def test_calibration_beats_rounding_in_every_block_at_every_width(model, images, tmp_path):

@@ -1,9 +1,8 @@
 """Every family with weights and activations rounded, end to end."""
 
-from itertools import pairwise
-
 import pytest
 import torch
+from comparison import assert_saving_keeps_everything, relative_error
 from families import FAMILIES
 
 import quept
@@ -43,10 +42,6 @@ def linear_widths(model):
     return {plan.bits[path] for path in elastic_linears(model)}
 
 
-def relative_error(actual, expected):
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
-
-
 def test_loaded_at_full_precision_it_is_the_original(model, artifact, windows):
     assert relative_error(logits(quept.load(artifact), windows), logits(model, windows)) < 1e-5
 
@@ -69,19 +64,9 @@ def test_widths_of_weights_and_activations_are_chosen_apart(model, artifact, win
 
 
 def test_save_then_load_is_identity(artifact, windows, tmp_path):
-    first = quept.load(artifact)
-    quept.save(first, tmp_path / "again")
-    second = quept.load(tmp_path / "again")
-    before, after = first.state_dict(), second.state_dict()
-    assert list(before) == list(after)
-    assert all(value.equal(after[name]) for name, value in before.items())
-    seen = []
-    for precision in (8, 5, "w4a8", None):
-        quept.set_precision(first, precision)
-        quept.set_precision(second, precision)
-        seen.append(logits(first, windows))
-        assert logits(second, windows).equal(seen[-1])
-    assert all(not a.equal(b) for a, b in pairwise(seen)), "the widths differ"
+    assert_saving_keeps_everything(
+        artifact, tmp_path / "again", lambda model: logits(model, windows), (8, 5, "w4a8", None)
+    )
 
 
 def test_generation_steps_through_a_cache_as_through_one_pass(artifact, windows):

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 
 from quept.errors import InvalidInput, QueptError
-from quept.plots import Curve, Point, write_html, write_png
-from quept.plots.curve import axis_of, format_bytes, format_value, series_of
+from quept.plots import Curve, Point, write_plot
+from quept.plots.scale import format_bytes, format_value
 
-SVG = "{http://www.w3.org/2000/svg}"
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 QUEPT = (4.2, 3.35, 3.15, 3.12, 3.11, 3.10, 3.10)
 ROUNDING = (38.0, 4.9, 3.4, 3.2, 3.13, 3.11, 3.10)
 SIZES = (250_000, 350_000, 450_000, 560_000, 670_000, 790_000, 900_000)
@@ -44,12 +44,12 @@ every_curve = pytest.mark.parametrize("drawn", CURVES.values(), ids=CURVES.keys(
 
 
 def page(drawn, folder):
-    write_html(drawn, folder / "plot.html")
+    write_plot(drawn, folder / "plot.html")
     return (folder / "plot.html").read_text(encoding="utf-8")
 
 
 def svg(text):
-    (found,) = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
+    (found,) = re.findall(r"<svg .*</svg>", text, flags=re.DOTALL)
     return ET.fromstring(found)
 
 
@@ -60,22 +60,37 @@ def rows(text):
     ]
 
 
+def group(root, name):
+    return root.find(f".//{SVG}g[@id='{name}']")
+
+
 def markers(root, key):
-    """The (x, y) centres of the points of a line, without the one in the legend, which has no tooltip."""
-    drawn = [node for node in root.iter() if node.get("class") == f"point {key}" and len(node)]
-    if key == "quept":
-        return [(float(node.get("cx")), float(node.get("cy"))) for node in drawn]
-    half = [(float(node.get("width")) / 2, float(node.get("height")) / 2) for node in drawn]
-    return [(float(node.get("x")) + dx, float(node.get("y")) + dy) for node, (dx, dy) in zip(drawn, half, strict=True)]
+    """The (x, y) centres of the points of a line."""
+    line = group(root, key)
+    drawn = [] if line is None else line.iter(f"{SVG}use")
+    return [(float(node.get("x")), float(node.get("y"))) for node in drawn]
+
+
+def dashed(root):
+    """The height of the line of full precision."""
+    (line,) = [
+        node for node in root.iter(f"{SVG}path") if "dasharray" in node.get("style", "") and node.get("clip-path")
+    ]
+    heights = {float(y) for y in re.findall(r"[ML] \S+ (\S+)", line.get("d"))}
+    assert len(heights) == 1
+    return heights.pop()
 
 
 def off_scale(root):
-    return [node for node in root.iter(f"{SVG}text") if "off-scale" in node.get("class", "")]
+    """The places of the marks at the top edge, and the values that are named there."""
+    marks = [node.get("id") for node in root.iter(f"{SVG}g") if node.get("id", "").startswith("off-scale")]
+    named = [node.text for node in root.iter(f"{SVG}text") if node.text in ("inf", "nan")]
+    return [place for mark in marks for place in markers(root, mark)], named
 
 
 @every_curve
 def test_png_has_the_promised_size(drawn, tmp_path):
-    write_png(drawn, tmp_path / "plot.png")
+    write_plot(drawn, tmp_path / "plot.png")
     content = (tmp_path / "plot.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", content[16:24]) == (1050, 675)
@@ -83,21 +98,15 @@ def test_png_has_the_promised_size(drawn, tmp_path):
 
 def test_png_leaves_pyplot_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    write_png(curve(), tmp_path / "plot.png")
+    write_plot(curve(), tmp_path / "plot.png")
 
 
-def test_png_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["plot.png", "plot.html"])
+def test_without_matplotlib_it_is_said_what_to_install(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(QueptError, match=r"pip install 'quept\[plots\]'"):
-        write_png(curve(), tmp_path / "plot.png")
+        write_plot(curve(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_html_needs_no_matplotlib(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "<svg" in page(curve(), tmp_path)
 
 
 @every_curve
@@ -112,9 +121,15 @@ def test_html_refers_to_nothing_outside(drawn, tmp_path):
     text = page(drawn, tmp_path)
     assert "default-src 'none'" in text
     assert "<script" not in text
-    assert not re.search(r"\b(src|href|url|@import)\s*[=(]", text)
+    assert "<image" not in text
+    assert not re.search(r"\b(src|@import)\s*[=(]", text)
+    ids = {node.get("id") for node in svg(text).iter()}
+    targets = re.findall(r'\bhref="#([^"]*)"', text) + re.findall(r"url\(#([^)]*)\)", text)
+    assert targets
+    assert set(targets) <= ids
+    assert len(targets) == len(re.findall(r"\bhref\s*=|url\s*\(", text))
     if HOSTILE not in (drawn.title, drawn.metric):
-        assert re.findall(r"\w+://[^\"\s]*", text) == ["http://www.w3.org/2000/svg"]
+        assert set(re.findall(r"\w+://[^\"\s]*", text)) == {SVG[1:-1], XLINK[1:-1]}
 
 
 @every_curve
@@ -134,14 +149,14 @@ def test_table_holds_every_figure(drawn, tmp_path):
 
 
 @every_curve
-def test_svg_is_well_formed_and_inside_its_box(drawn, tmp_path):
+def test_every_value_that_can_be_drawn_is_inside_the_drawing(drawn, tmp_path):
     root = svg(page(drawn, tmp_path))
     assert root.tag == f"{SVG}svg"
     _, _, width, height = map(float, root.get("viewBox").split())
-    for line in series_of(drawn):
+    for line in drawn.series:
         shown = [value for _, value in line.values if math.isfinite(value) and value < 1e15]
         assert len(markers(root, line.key)) == len(shown)
-        assert all(0 < x < width and 44 < y < 380 < height for x, y in markers(root, line.key))
+        assert all(0 < x < width and 0 < y < height for x, y in markers(root, line.key))
 
 
 @pytest.mark.parametrize("rounding", [ROUNDING, MISSING], ids=["log", "linear"])
@@ -149,26 +164,44 @@ def test_a_higher_value_is_higher_on_the_page(rounding, tmp_path):
     drawn = curve(rounding=rounding)
     root = svg(page(drawn, tmp_path))
     pairs = []
-    for line in series_of(drawn):
+    for line in drawn.series:
         places = markers(root, line.key)
         assert [x for x, _ in places] == sorted({x for x, _ in places})
         pairs += [(value, y) for (_, value), (_, y) in zip(line.values, places, strict=True)]
     for (one, y_one), (other, y_other) in itertools.combinations(pairs, 2):
         assert (one > other) == (y_one < y_other)
         assert (one == other) == (y_one == y_other)
-    (dashed,) = [node for node in root.iter(f"{SVG}line") if node.get("class") == "full" and len(node)]
-    assert float(dashed.get("y1")) == dict(pairs)[3.1]
+    assert dashed(root) == dict(pairs)[3.1]
 
 
-def test_the_same_width_is_at_the_same_place_in_both_lines(tmp_path):
+def test_the_same_bits_are_at_the_same_place_in_both_lines(tmp_path):
     root = svg(page(curve(), tmp_path))
     assert [x for x, _ in markers(root, "quept")] == pytest.approx([x for x, _ in markers(root, "rounding")])
 
 
 def test_points_have_tooltips(tmp_path):
-    titles = {node.text for node in svg(page(curve(), tmp_path)).iter(f"{SVG}title")}
-    assert "2 bits, quept: perplexity 4.200" in titles
-    assert "2 bits, rounding to nearest: perplexity 38.000" in titles
+    root = svg(page(curve(), tmp_path))
+    first, *_ = [node.findtext(f"{SVG}title") for node in group(root, "quept").iter(f"{SVG}use")]
+    assert first == "2 bits, quept: perplexity 4.200"
+    first, *_ = [node.findtext(f"{SVG}title") for node in group(root, "rounding").iter(f"{SVG}use")]
+    assert first == "2 bits, rounding to nearest: perplexity 38.000"
+
+
+def test_text_stays_text_and_the_drawing_has_an_alternative(tmp_path):
+    root = svg(page(curve(), tmp_path))
+    texts = {node.text for node in root.iter(f"{SVG}text")}
+    assert {"8 bits", "900 kB", "perplexity (lower is better, log scale)", "rounding to nearest"} <= texts
+    assert root.get("role") == "img"
+    assert root.get("aria-label").startswith("perplexity at each bit-width; lower is better.")
+
+
+def test_the_drawing_has_the_colours_of_the_page(tmp_path):
+    text = page(curve(), tmp_path)
+    drawing = "".join(re.findall(r"<svg .*</svg>", text, flags=re.DOTALL))
+    assert {"var(--quept)", "var(--rounding)", "var(--ink)", "var(--page)"} <= set(re.findall(r"var\(--\w+\)", drawing))
+    assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
+    for name in set(re.findall(r"var\((--\w+)\)", text)):
+        assert len(re.findall(rf"{name}: #", text)) == 2, "one for light screens and one for dark ones"
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -176,6 +209,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert "alert(" in text
     assert "<script" not in text
     assert text.count("</title>\n<style>") == 1
+    assert svg(text).get("aria-label").startswith("</title><script>alert('1')</script>")
     assert "\x00" not in text
     assert "\u202e" not in text
 
@@ -183,17 +217,17 @@ def test_hostile_text_stays_text(tmp_path):
 def test_non_finite_values_are_marked_at_the_top_and_leave_a_gap(tmp_path):
     quept = (*QUEPT[:3], math.inf, *QUEPT[4:])
     root = svg(page(curve(quept, MISSING), tmp_path))
-    (mark,) = off_scale(root)
-    assert mark.text == "inf"
-    assert float(mark.get("y")) < min(y for _, y in markers(root, "quept"))
-    lines = [node.get("points").split() for node in root.iter(f"{SVG}polyline")]
-    assert [len(points) for points in lines] == [3, 3]
+    ((_, y),), named = off_scale(root)
+    assert named == ["inf"]
+    assert y < min(y for _, y in markers(root, "quept"))
+    line = next(group(root, "quept").iter(f"{SVG}path")).get("d")
+    assert re.sub(r"[^ML]", "", line) == "MLLMLL"
 
 
 def test_marks_of_both_lines_do_not_cover_each_other(tmp_path):
-    root = svg(page(CURVES["non-finite"], tmp_path))
-    assert [mark.text for mark in off_scale(root)] == ["inf", "nan", "inf"]
-    assert len({(mark.get("x"), mark.get("y")) for mark in off_scale(root)}) == 3
+    marks, named = off_scale(svg(page(CURVES["non-finite"], tmp_path)))
+    assert sorted(named) == ["inf", "inf", "nan"]
+    assert len({(round(x), round(y)) for x, y in marks}) == 3
 
 
 @pytest.mark.parametrize(
@@ -212,15 +246,16 @@ def test_marks_of_both_lines_do_not_cover_each_other(tmp_path):
 def test_log_scale_only_when_the_range_warrants_it(values, log):
     high, low = values
     drawn = Curve("t", "perplexity", low, (Point(2, high, None, None), Point(3, low, None, None)))
-    assert axis_of(drawn).log is log
+    assert drawn.axis.log is log
 
 
 @every_curve
 def test_ticks_lie_on_the_axis_and_read_differently(drawn):
-    axis = axis_of(drawn)
-    places = [axis.fraction(tick) for tick, _ in axis.ticks]
+    axis = drawn.axis
+    places = [tick for tick, _ in axis.ticks]
     assert places == sorted(places)
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
+    slack = 1e-9 * max(abs(axis.low), abs(axis.high))
+    assert all(axis.low - slack <= place <= axis.high + slack for place in places)
     assert len({label for _, label in axis.ticks}) == len(axis.ticks)
     assert len(axis.ticks) >= 3 or drawn is CURVES["nothing finite"]
 
@@ -235,9 +270,9 @@ def test_a_curve_without_points_is_refused():
         curve(points=())
 
 
-@pytest.mark.parametrize("write", [write_html, write_png])
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(write, tmp_path, monkeypatch):
-    target = tmp_path / "plot"
+@pytest.mark.parametrize("name", ["plot.html", "plot.png"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(name, tmp_path, monkeypatch):
+    target = tmp_path / name
     target.write_text("old")
 
     def refuse(self, target):
@@ -245,8 +280,8 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(write, tmp_path,
 
     monkeypatch.setattr("pathlib.Path.replace", refuse)
     with pytest.raises(QueptError, match="no"):
-        write(curve(), target)
-    assert [path.name for path in tmp_path.iterdir()] == ["plot"]
+        write_plot(curve(), target)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
     assert target.read_text() == "old"
 
 

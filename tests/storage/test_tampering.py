@@ -188,7 +188,7 @@ STORED = {
     ),
     "shares of another width": (
         lambda t: t.update({f"{UP}.store.shares.8": t[f"{UP}.store.shares.5"].clone()}),
-        "no place",
+        "no layer has",
     ),
     "half an adapter": (lambda t: t.pop(f"{UP}.store.down"), "lacks"),
     "shares of fewer rows": (

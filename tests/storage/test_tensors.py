@@ -193,5 +193,5 @@ def test_a_missing_shard_and_a_directory_are_refused(tmp_path):
 def test_a_tensor_in_two_shards_is_refused_with_its_name(tmp_path):
     one = write_shards(tmp_path, "one", {"a": torch.zeros(1), "b": torch.zeros(1)})
     two = write_shards(tmp_path, "two", {"c": torch.zeros(1), "b": torch.ones(1)})
-    with pytest.raises(CorruptArtifact, match=r"two\.safetensors holds the tensor b, which another"):
+    with pytest.raises(CorruptArtifact, match=r"two\.safetensors holds the tensor b, as another"):
         read_shards(one + two)

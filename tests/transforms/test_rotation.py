@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from comparison import relative_error
 from families import FAMILIES
 
 import quept
@@ -61,10 +62,6 @@ def rotated(model, across_heads=False):
 @torch.no_grad()
 def logits(model, windows):
     return model(input_ids=windows, use_cache=False).logits
-
-
-def relative_error(actual, expected):
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @torch.no_grad()

@@ -11,11 +11,33 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from quept.builtin.vocabulary import (
+    DAYTIMES,
+    GOODS,
+    LANDMARKS,
+    MATERIALS,
+    MEN,
+    MOODS,
+    NUMBERS,
+    PLACES,
+    PRAISE,
+    PROVISIONS,
+    SEASONS,
+    TRADES,
+    TREASURES,
+    WEATHERS,
+    WOMEN,
+    enumerated,
+    plural,
+    sentence,
+    with_article,
+)
+
 Choice = TypeVar("Choice")
 
 
 class Split(NamedTuple):
-    """What `generate` needs to reproduce one part of the corpus."""
+    """Seed and length of one part of the corpus: `generate` makes its text from these alone."""
 
     seed: int
     characters: int
@@ -25,55 +47,6 @@ class Split(NamedTuple):
 TRAINING = Split(seed=1, characters=16_000_000)
 CALIBRATION = Split(seed=2, characters=400_000)
 TEST = Split(seed=3, characters=100_000)
-
-
-def _words(text: str, separator: str | None = None) -> list[str]:
-    return [word.strip() for word in text.split(separator)]
-
-
-WOMEN = _words("""Adela Brenna Calla Dorit Edda Fenna Greta Hanne Ilka Jorun Kerstin Ludmila Mirelle Nuria
-Odile Petra Quilla Rosalind Sunniva Tamsin Ulrike Vesna Wilma Yrsa""")
-MEN = _words("""Alaric Bastian Corin Dagfinn Emeric Florian Gustav Hektor Ivo Jarek Kasimir Leander Matthis
-Niklas Osric Piotr Quentin Rufus Stellan Tobias Urban Viktor Wendel Yannick""")
-TRADES = _words("""apothecary baker beekeeper blacksmith bookbinder brewer carpenter chandler clockmaker
-cobbler cooper ferryman fiddler gardener glazier innkeeper locksmith mason miller painter potter saddler
-shepherd tailor thatcher tinker weaver woodcutter""")
-GOODS = _words("""acorn apple basket bead berry bottle brick bucket button candle carrot cherry chestnut coin
-dish feather fish flute goose grape hammer herring horseshoe jar kite knife ladle leaf lemon loaf melon mouse
-mushroom nail needle onion ox peach pear pebble peony plum potato pumpkin puppy radish ribbon sheep shelf
-shell spool stamp thimble turnip walnut whistle""")
-IRREGULAR_PLURALS = dict(
-    pair.split(":")
-    for pair in _words("""fish:fish goose:geese knife:knives leaf:leaves loaf:loaves mouse:mice ox:oxen
-potato:potatoes sheep:sheep shelf:shelves""")
-)
-MATERIALS = _words("""amber brass bronze copper crystal ebony enamel golden granite iron ivory jade leather
-marble oak pewter porcelain silver velvet walnut""")
-TREASURES = _words("""anchor bell bowl box chalice comb compass crown drum fan goblet harp kettle key lantern
-locket mask mirror pendant ring statue telescope trumpet vase""")
-PLACES = _words(
-    """at the ferry, at the market, at the mill, at the old fair, behind the bakery,
-behind the barn, behind the stable, beside the fountain, beside the harbour, beside the well,
-by the lighthouse, by the town gate, in the attic, in the cellar, in the chapel, in the forge, in the library,
-in the orchard, in the tower, in the vineyard, near the cave, near the quarry, near the river,
-near the windmill, on the balcony, on the hill, on the pier, under the arch, under the bridge,
-under the stairs""",
-    ",",
-)
-PROVISIONS = _words("""barley beans butter chalk charcoal cheese cinnamon flour garlic ginger glue honey ink
-lard linen mustard oats oil paper pepper rice rope rye saffron salt soap sugar tar tea thread vinegar wax wool
-yeast""")
-LANDMARKS = _words("""abbey alder bakery birch castle cross dairy ditch elm fence fort garden hut inn kiln
-lake meadow milestone moor pond ruin shed shrine signpost spring wall willow yard""")
-WEATHERS = _words("""breezy bright chilly cloudy damp dreary foggy frosty gloomy hazy mild misty rainy stormy
-sunny windy""")
-SEASONS = _words("spring summer autumn winter")
-DAYTIMES = _words("morning noon afternoon evening")
-MOODS = _words("""angry anxious bored calm cheerful curious glad grumpy hopeful lonely merry proud sad shy
-tired""")
-PRAISE = _words("best boldest cleverest finest kindest luckiest quickest wisest")
-NUMBERS = _words("""none one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-fifteen sixteen seventeen eighteen nineteen twenty""")
 
 
 def generate(seed: int, characters: int) -> str:
@@ -92,35 +65,9 @@ def generate(seed: int, characters: int) -> str:
         lines.append(line)
 
 
-def plural(noun: str) -> str:
-    """Return the English plural of one of the nouns above."""
-    if noun in IRREGULAR_PLURALS:
-        return IRREGULAR_PLURALS[noun]
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return noun + "es"
-    if noun.endswith("y") and noun[-2] not in "aeiou":
-        return noun[:-1] + "ies"
-    return noun + "s"
-
-
-def with_article(phrase: str) -> str:
-    """Put the indefinite article that the first letter asks for before `phrase`."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def enumerated(items: Sequence[str]) -> str:
-    """Join `items` as a sentence does: with commas, and "and" before the last."""
-    return f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def sentence(text: str) -> str:
-    """Give `text` its capital letter and, unless it is a question, its full stop."""
-    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
-
-
 @dataclass(frozen=True)
 class Person:
-    """One of the people in a story, with the pronouns that refer to them."""
+    """A person in a story, with the pronouns for the person."""
 
     name: str
     trade: str
@@ -182,7 +129,7 @@ class Story:
             texts.append(f"the road ran past {enumerated([f'the {mark}' for mark in self.items])}")
         return texts
 
-    # Events: what happens between the opening and the questions.
+    # Events, between the opening and the questions.
 
     def _receive(self) -> str:
         person = self._person()
@@ -295,31 +242,31 @@ class Story:
         return self.random.choice(options)
 
     def _person(self, other_than: Person | None = None) -> Person:
-        """Choose somebody, most often whoever the last sentence was about."""
+        """Choose a person, most often the subject of the last sentence."""
         if self.subject is not None and self.subject is not other_than and self.random.random() < 0.5:
             return self.subject
         return self._pick([person for person in self.people if person is not other_than])
 
     def _refer(self, person: Person) -> str:
-        """Name `person` as the subject of a sentence: by pronoun only where it cannot mean anybody else."""
+        """Return `person` as the subject of a sentence: a pronoun only if it cannot mean anybody else."""
         pronoun = person is self.subject and self.random.random() < 0.7
         self.subject = person
         return person.they if pronoun else person.name
 
     def _part_of(self, person: Person) -> int:
-        """Choose how many of the goods of `person` change hands; zero if there are none."""
+        """Choose the number of goods of `person` that change hands; zero if there are none."""
         return min(self.owned[person], self.random.randint(1, 6))
 
     def _goods(self, number: int) -> str:
-        """Count the goods of this story: "three plums", "one plum", "no plums"."""
+        """Return a number of this story's goods in words: "three plums", "one plum", "no plums"."""
         return f"{NUMBERS[number] if number else 'no'} {self.good if number == 1 else plural(self.good)}"
 
     def _full(self, thing: str) -> str:
-        """Say a treasure with its material, which the shorter mentions leave to be remembered."""
+        """Return a treasure with its material, which shorter mentions leave to the reader's memory."""
         return f"{self.materials[thing]} {thing}"
 
     def _dialogue(self, question: str, answer: str, answerer: Person | None = None) -> str:
-        """Let somebody ask and somebody else, `answerer` if given, reply."""
+        """Return a question of one person and the answer of another, `answerer` if given."""
         answerer = answerer or self._person()
         asker = self._person(other_than=answerer)
         self.subject = None

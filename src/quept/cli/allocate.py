@@ -288,7 +288,7 @@ def draw_front(task: Task, gauge: PlanEvaluator, output: Path, console: Console)
     """A dozen budgets and the uniform widths, measured; table, JSON, plots and plans in the directory `output`."""
     from quept.cli.sensitivity import heat_map
     from quept.files import write_json as write
-    from quept.plots import Front, FrontPoint, write_front, write_heat_map
+    from quept.plots import Front, FrontPoint, write_plot
     from quept.search.budget import Measurement, front
 
     problem = task.problem
@@ -315,12 +315,14 @@ def draw_front(task: Task, gauge: PlanEvaluator, output: Path, console: Console)
         drawn(uniform, lambda each: f"uniform {each.mean_width:g}"),
     )
     write(output / "front.json", result)
-    for suffix in (".html", ".png"):
-        try:
-            write_front(picture, output / f"front{suffix}")
-            write_heat_map(heat_map(task.table, task.directory), output / f"sensitivity{suffix}")
-        except QueptError as error:  # the PNG needs an extra; all else does not
-            console.print(f"note: {error}")
+    written = ["front.json"]
+    try:
+        for suffix in (".html", ".png"):
+            write_plot(picture, output / f"front{suffix}")
+            write_plot(heat_map(task.table, task.directory), output / f"sensitivity{suffix}")
+            written += [f"front{suffix}", f"sensitivity{suffix}"]
+    except QueptError as error:  # plots need an extra; all else does not
+        console.print(f"note: {error}")
     rows = [
         (f"{each.allocation.average_bits:.3f}", kind, size(each.allocation.bytes), figure(each.value))
         for kind, points in (("plan", plans), ("uniform", uniform))
@@ -329,7 +331,7 @@ def draw_front(task: Task, gauge: PlanEvaluator, output: Path, console: Console)
     metric = gauge.metric[0].upper() + gauge.metric[1:]
     heading = f"{metric} of {task.directory} on {gauge.amount}; full precision {figure(full)}"
     show_table(console, heading, ("bits per weight", "kind", "packed size", gauge.metric), sorted(rows))
-    console.print(f"Wrote front.json, front.html, sensitivity.html and {len(plans)} plans to {clean(str(output))}")
+    console.print(f"Wrote {', '.join(written)} and {len(plans)} plans to {clean(str(output))}")
     return result
 
 

@@ -133,7 +133,7 @@ def show(speeds: "Sequence[Speed]", full: "Speed | None", bandwidth: float, titl
 
 def draw(speeds: "Sequence[Speed]", full: "Speed | None", title: str, path: Path) -> None:
     """The time of a token by width, as PNG or HTML by the ending of `path`."""
-    from quept.plots import Curve, Point, write_html, write_png
+    from quept.plots import Curve, Point, write_plot
 
     points = tuple(
         Point(int(each.precision), 1e3 / each.decode, None, each.memory_bytes)
@@ -143,5 +143,5 @@ def draw(speeds: "Sequence[Speed]", full: "Speed | None", title: str, path: Path
     if not points:
         raise InvalidInput("There is nothing to plot: plots are of plain widths (--bits 2-8).")
     baseline = math.nan if full is None else 1e3 / full.decode
-    curve = Curve(title, "milliseconds per token", baseline, points, None if full is None else full.memory_bytes)
-    (write_png if path.suffix == ".png" else write_html)(curve, path)
+    size = None if full is None else full.memory_bytes
+    write_plot(Curve(title, "milliseconds per token", baseline, points, size), path)

@@ -61,10 +61,14 @@ def check_target(option: str, path: Path | None) -> None:
 
 
 def check_plot(option: str, path: Path | None) -> None:
-    """`InvalidInput` unless a plot could be written at `path`."""
+    """`InvalidInput` unless a plot could be written at `path`; `QueptError` unless it can be drawn."""
     if path is not None and path.suffix not in (".png", ".html"):
         raise InvalidInput(f"The plot {path} must end in .png or .html.")
     check_target(option, path)
+    if path is not None:
+        from quept.plots import require_matplotlib
+
+        require_matplotlib()
 
 
 def out(quiet: bool, json_file: Path | None = None) -> Console:

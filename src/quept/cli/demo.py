@@ -138,14 +138,14 @@ def demo(
             max_tokens=chosen.test_tokens,
         )
     evaluation.show(measured, chosen.title, console)
-    html, png = output / "accuracy.html", output / "accuracy.png"
-    evaluation.draw(measured, chosen.title, html)
+    plots = (output / "accuracy.html", output / "accuracy.png")
     try:
-        evaluation.draw(measured, chosen.title, png)
-    except QueptError as error:  # the PNG needs an extra; all else of the demo does not
-        console.print(f"note: {error}")
+        for path in plots:
+            evaluation.draw(measured, chosen.title, path)
+        console.print(f"Plots: {plots[0]} and {plots[1]}")
+    except QueptError as error:  # plots need an extra; all else of the demo does not
+        console.print(f"note: {plots[0]} and {plots[1]} are missing. {error}")
     console.print(
-        f"Plots: {html} and {png}\n"
         f"Next:  {chosen.next.format(artifact=artifact, test=chosen.test)}\n"
         f"       quept evaluate {artifact} --data {chosen.test} --baseline --original {chosen.model}\n"
         f"       quept info {artifact}",

@@ -246,7 +246,7 @@ def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Con
 def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) -> None:
     """The plot, as PNG or HTML by the ending of `path`."""
     from quept.evaluation import AccuracyEvaluation
-    from quept.plots import Curve, Point, write_html, write_png
+    from quept.plots import Curve, Point, write_plot
 
     if isinstance(evaluation, AccuracyEvaluation):
         metric = "top-1 error (%)"
@@ -269,5 +269,4 @@ def draw(evaluation: "Evaluation | AccuracyEvaluation", title: str, path: Path) 
         raise InvalidInput(
             "There is nothing to plot: plots are of calibrated models at plain widths (--bits 2-8). Give an artifact."
         )
-    curve = Curve(title, metric, full_precision, points, evaluation.full_precision_bytes)
-    (write_png if path.suffix == ".png" else write_html)(curve, path)
+    write_plot(Curve(title, metric, full_precision, points, evaluation.full_precision_bytes), path)

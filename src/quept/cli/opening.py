@@ -78,11 +78,10 @@ def _make_roundable(model: Any, recipe: "Recipe") -> None:
 
 def choose_dtype(name: str, device: Any) -> Any:
     """The torch dtype that `--dtype` means on a device; None keeps the checkpoint's."""
-    import torch
+    from quept.storage import DTYPES
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else None
-    if name not in known:
-        raise InvalidInput(f"The dtype {name!r} is not known; choose auto, {', '.join(known)}.")
-    return known[name]
+        return DTYPES["float32"] if device.type == "cpu" else None
+    if name not in DTYPES:
+        raise InvalidInput(f"The dtype {name!r} is not known; choose auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]

@@ -69,7 +69,7 @@ def sensitivity(
     check_plot("--plot", plot)
     check_target("--output", output)
     check_target("--json", json_file)
-    from quept.plots import write_heat_map
+    from quept.plots import write_plot
     from quept.search.measurement import measure_table
     from quept.search.table import SensitivityTable, rank_correlation
 
@@ -105,7 +105,7 @@ def sensitivity(
         report["rank_correlation"] = rank_correlation(table, other)
         console.print(f"Rank correlation with {clean(str(compare))}: {report['rank_correlation']:.4f}")
     if plot is not None:
-        write_heat_map(heat_map(table, directory), plot)
+        write_plot(heat_map(table, directory), plot)
     console.print(f"Wrote {output}. Next: quept allocate {clean(directory)} --sensitivity {output} --average-bits 3.5")
     write_json(json_file, report)
 

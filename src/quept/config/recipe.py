@@ -149,8 +149,8 @@ class Recipe(Value):
         changed = spec.updated(**changes)
         if changed.store.master_bits in changed.learned_rounding:
             raise InvalidInput(
-                f"A rule learns the rounding of {path} at {changed.store.master_bits} bits, where the store's master is "
-                "used as it is; leave that out of learned_rounding."
+                f"A rule learns the rounding of {path} at {changed.store.master_bits} bits, where the store's master "
+                "is used as it is; leave that out of learned_rounding."
             )
         return changed
 

@@ -12,8 +12,8 @@ from quept.config.bits import Bits
 class Rule(Value):
     """Other settings for the linears whose module path matches a pattern, as in `model.layers.0.mlp.*`.
 
-    In the pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Rules are read in order: where
-    several name a linear, each setting is that of the last one that has it.
+    In the pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Rules are read in order:
+    where several name a linear, each setting is that of the last one that has it.
 
     Attributes:
         match: the pattern.

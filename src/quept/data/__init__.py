@@ -1,7 +1,8 @@
-"""Text and images for calibration and evaluation: documents, token ids, pixels."""
+"""Text and images for calibration and evaluation, as documents, token ids and pixels."""
 
 from quept.data.hub import Split
-from quept.data.images import ImageSample, ImageSource, Preprocessing, load_images
+from quept.data.images import ImageSample, ImageSource, Preprocessing
+from quept.data.sources import load_images
 from quept.data.text import load_text
 from quept.data.tokens import digest, token_stream, token_windows
 

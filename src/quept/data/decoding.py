@@ -1,4 +1,4 @@
-"""Pictures from bytes, files and arrays, with the channels that a model takes."""
+"""Decoding of images from bytes, files and arrays, with the number of channels that a model takes."""
 
 from io import BytesIO
 from pathlib import Path
@@ -14,51 +14,55 @@ if TYPE_CHECKING:
 
 Content: TypeAlias = "bytes | Path | np.ndarray[Any, np.dtype[np.uint8]] | None"
 
-# Formats that Pillow decodes by itself; some of the others hand the file to another program.
+# Formats that Pillow decodes by itself: for some others it starts another program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
 )
 _GRAY = ("1", "L", "LA")
-_DEEP = ("I", "F")  # and I;16, I;16B ...: more than 8 bits a channel, which conversion would cut off
+_DEEP = ("I", "F")  # and I;16, I;16B ...: more than 8 bits per channel, which a conversion would cut off
 _MODES = {1: "L", 3: "RGB"}
 
 
 class UnreadableImage(Exception):
-    """What is there is no picture; says why."""
+    """An image that cannot be decoded; the message says why."""
 
 
 def check_pillow(channels: int) -> None:
-    """`InvalidInput` unless pictures can be decoded, and for a number of channels that pictures do not have."""
+    """Check that images of `channels` channels can be decoded here.
+
+    Raises:
+        InvalidInput: Pillow is not installed, or the number of channels is neither 1 nor 3.
+    """
     require("PIL.Image", "Reading images", extra="vision", otherwise="")
     if channels not in _MODES:
         raise InvalidInput(
-            f"The model takes images of {channels} channels, but images can only be read with 1 (grayscale) or 3 "
-            f"(red, green, blue): choose a model of those."
+            f"The model takes images of {channels} channels, but images are read with 1 (grayscale) or 3 (red, green, "
+            f"blue): choose a model that takes one of these."
         )
 
 
 def decode(content: Content, channels: int, name: str) -> "Image":
-    """Turn what a source holds into a picture of `channels` channels with 8 bits each.
+    """Decode an image into `channels` channels of 8 bits each.
 
-    A grayscale picture becomes a color one where the model takes three channels. A color picture becomes a grayscale
-    one only where all its pixels are gray: how colors are to be mixed is not for this library to choose. Transparency
-    is dropped, and a picture is flipped as its EXIF orientation says.
+    A grayscale image becomes a color one where the model takes three channels. A color image becomes a grayscale one
+    only if all its pixels are gray, since there are several ways to mix colors and the model was trained with one of
+    them. Transparency is dropped, and the orientation in EXIF data is applied.
 
     Args:
-        content: An encoded image, the path of one, or an array (H, W) or (H, W, C) of uint8; None is what is missing.
+        content: An encoded image, its path, or an array (H, W) or (H, W, C) of uint8; None if the image is missing.
         channels: 1 or 3.
-        name: What messages call it.
+        name: The name of the image in messages.
 
     Raises:
-        UnreadableImage: It cannot be decoded.
-        InvalidInput: It has colors, and the model takes one channel.
+        UnreadableImage: The image is missing or cannot be decoded.
+        InvalidInput: The image has colors, and the model takes one channel.
     """
     try:
         image = _open(content)
     except UnreadableImage:
         raise
-    except Exception as error:  # whatever a damaged file makes Pillow do
+    except Exception as error:  # Pillow raises errors of many classes for damaged files
         raise UnreadableImage(_reason(error)) from None
     if channels == 3:
         return image.convert("RGB")
@@ -77,7 +81,7 @@ def _open(content: Content) -> "Image":
     from PIL import Image
 
     if content is None:
-        raise UnreadableImage("there is nothing in its place")
+        raise UnreadableImage("it is missing")
     if isinstance(content, np.ndarray):
         return Image.fromarray(content[:, :, 0] if content.ndim == 3 and content.shape[2] == 1 else content)
     if isinstance(content, bytes):
@@ -96,7 +100,7 @@ def _loaded(image: "Image") -> "Image":
         raise UnreadableImage(f"its pixels have more than 8 bits (mode {image.mode})")
     image.load()
     image = _upright(image)
-    # Palettes whose colors are transparent to various degrees are only defined with the fourth channel.
+    # Colors of a palette with transparency are defined only together with the fourth channel.
     return image.convert("RGBA") if image.mode in ("P", "PA") and "transparency" in image.info else image
 
 
@@ -107,11 +111,11 @@ def _upright(image: "Image") -> "Image":
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a picture with damaged EXIF data is a picture all the same
+    except Exception:  # damaged EXIF data does not make an image unreadable
         return image
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    # Pillow names the buffer that it read from, which says nothing and is another one every time.
+    # Pillow names the buffer object that it read from, which differs from run to run.
     return "it is no image of a known format" if "cannot identify image" in text else text or type(error).__name__

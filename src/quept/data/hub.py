@@ -1,4 +1,4 @@
-"""The named data sets, streamed from the Hugging Face hub as plain data files."""
+"""The named text data sets, streamed from the Hugging Face hub as plain data files."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,16 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class HubText:
-    """Where a named data set lies and how its rows become one text.
+    """The files of a named data set and the join of its rows into one text.
 
-    Files are named one by one, because some of these repositories still hold a loading script, which
-    `datasets` refuses to run; their data files, or the hub's own conversion to parquet, need none.
+    Files are named one by one, because some of these repositories still hold a loading script, which `datasets`
+    refuses to run; their data files, or the hub's own conversion to parquet, need none.
+
+    Attributes:
+        format: File format.
+        files: Address of the file of each split.
+        field: Field of a row that holds the text.
+        separator: Text between two rows.
     """
 
     format: Literal["parquet", "json"]
@@ -68,13 +74,13 @@ HUB_TEXTS: Mapping[str, HubText] = {
 def require(
     module: str, purpose: str, *, extra: str = "data", otherwise: str = ", or give a .txt or .jsonl file instead"
 ) -> Any:
-    """Import an optional dependency of an extra.
+    """Import an optional dependency.
 
     Args:
-        module: Its name, as in an import.
-        purpose: What needs it.
-        extra: The extra that brings it.
-        otherwise: How the message ends: what else can be done.
+        module: Name of the module, as in an import.
+        purpose: Feature or file that needs it, for the message.
+        extra: Extra of quept that installs it.
+        otherwise: An alternative to installing it, which ends the message.
 
     Raises:
         InvalidInput: The module is not installed.
@@ -89,17 +95,17 @@ def require(
 
 
 def read_hub(name: str, split: Split) -> Iterator[str]:
-    """Stream the documents of a named data set; nothing is fetched before the first one is asked for.
+    """Stream the documents of a named data set; the first request is made when the first document is asked for.
 
     Raises:
-        InvalidInput: At once for a split the data set lacks or when `datasets` is not installed; while
-            reading, when the hub cannot be reached or holds something else than text.
+        InvalidInput: At once if the data set has no such split or `datasets` is not installed; while reading, if the
+            hub cannot be reached or a row has no text.
     """
     source = HUB_TEXTS[name]
     if split not in source.files:
         raise InvalidInput(
             f"The data set '{name}' has no split '{split}', only {', '.join(source.files)}: "
-            f"take another data set, or give a .txt, .jsonl or .parquet file."
+            f"choose another data set, or give a .txt, .jsonl or .parquet file."
         )
     return _stream(require("datasets", f"The data set '{name}'"), name, source, split)
 
@@ -118,7 +124,7 @@ def _stream(datasets: Any, name: str, source: HubText, split: Split) -> Iterator
             yield text
     except InvalidInput:
         raise
-    # Any failure here is the network's or the hub's, and each HTTP client raises classes of its own.
+    # The network or the hub has failed; every HTTP client raises classes of its own.
     except Exception as error:
         raise InvalidInput(
             f"The data set '{name}' could not be read from the Hugging Face hub ({url}): "

@@ -1,20 +1,17 @@
-"""Images and labels of a source, as a classifier takes them: a sample for calibration, batches for evaluation."""
+"""Images and labels of a source as tensors: a sample for calibration, batches for evaluation."""
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from quept.data.decoding import UnreadableImage, check_pillow, decode
+from quept.data.decoding import UnreadableImage, decode
 from quept.data.labels import ClassNumbers
-from quept.data.records import ArchiveRecords, ArrayRecords, FolderRecords, Record, Records
-from quept.data.tables import HUB_IMAGES, HubRecords, TableRecords, is_hub_name
+from quept.data.records import Record, Records
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,31 +19,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Images that are prepared together where the caller names no number.
+# Images per batch, unless the caller chooses.
 _BATCH = 32
 
 
 class Preprocessing(Protocol):
-    """What a classifier takes, and how a picture becomes that."""
+    """The input that a classifier takes, and the way from an image to it."""
 
     @property
     def channels(self) -> int:
-        """Of the pictures and of what `pixels` gives: 1 or 3."""
+        """Channels of the images and of the tensors that `pixels` returns: 1 or 3."""
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of what `pixels` gives; None if any will do that is the same for all images."""
+        """Height and width of the tensors that `pixels` returns; None if any size will do that all images share."""
 
     @property
     def classes(self) -> int:
-        """How many classes the model knows."""
+        """Number of classes of the model."""
 
     @property
     def label2id(self) -> Mapping[str, int]:
-        """The number of each class by its name."""
+        """Number of each class, by name."""
 
     def pixels(self, images: Sequence["Image"]) -> Tensor:
-        """Pictures with the right channels as float32 (B, C, H, W)."""
+        """Return images of `channels` channels as float32 (B, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class ImageSample:
     Attributes:
         pixels: (N, C, H, W) float32.
         labels: (N,) int64; None if the source has none.
-        names: What the source calls them.
+        names: Names of the images in the source.
     """
 
     pixels: Tensor
@@ -64,7 +61,7 @@ class ImageSample:
     names: tuple[str, ...]
 
     def digest(self) -> str:
-        """SHA-256, in hex, of shape, pixels and labels, as little-endian bytes."""
+        """Return the SHA-256, in hex, of shape, pixels and labels, as little-endian bytes."""
         total = hashlib.sha256(repr((tuple(self.pixels.shape), self.labels is not None)).encode())
         total.update(self.pixels.contiguous().numpy().astype("<f4", copy=False).data)
         if self.labels is not None:
@@ -72,35 +69,11 @@ class ImageSample:
         return total.hexdigest()
 
 
-def load_images(
-    source: str | Path, preprocessing: Preprocessing, *, split: str = "test", strict: bool = False
-) -> "ImageSource":
-    """Open a source of labelled images; its images are decoded as they are asked for.
-
-    Args:
-        source: A folder with a folder of images for each class (or of images alone, without labels). `.npz`: arrays
-            `x`, (N, H, W) or (N, H, W, C) of uint8, and `y`, (N,). `.tar`: pairs `key.jpg`, `key.cls`, as webdataset
-            writes them. `.parquet`: a column of images and one of labels. Several `.tar` or `.parquet` files: a path
-            with `*`, `?` or a range `{000..012}` in its last part. A data set of the Hugging Face hub: `owner/name`,
-            `owner/name:configuration`, or one of imagenet, cifar10 and cifar100.
-        preprocessing: How a picture becomes what the model takes.
-        split: Which part of a data set of the hub; for those three, train or test (the validation part of ImageNet).
-            Other sources have no parts and are read whole.
-        strict: Raise for an image that cannot be read, instead of leaving it out and counting it.
-
-    Raises:
-        InvalidInput: There is no such source, it is not what its name says, it holds no images, or labels that the
-            model does not know, or a package for it is not installed.
-    """
-    check_pillow(preprocessing.channels)
-    return ImageSource(str(source), _records(source, split), preprocessing, strict=strict)
-
-
 class ImageSource:
-    """Images of one source. Made by `load_images`.
+    """Images of one source, decoded as they are asked for; `load_images` makes one.
 
     Attributes:
-        name: The source, as it was given.
+        name: The source as the caller named it.
         labelled: Whether the images have labels.
     """
 
@@ -112,7 +85,7 @@ class ImageSource:
         self._strict = strict
         self._number = ClassNumbers(preprocessing.classes, preprocessing.label2id, records.classes)
         for label in sorted(records.known_labels, key=str):
-            self._number(label, f"'{name}'")  # a label that is no class is told now, not after minutes
+            self._number(label, f"'{name}'")  # reject a label that is no class now, not after minutes
         self._shape: tuple[int, ...] | None = None
         if preprocessing.size is not None:
             self._shape = (preprocessing.channels, *preprocessing.size)
@@ -120,25 +93,25 @@ class ImageSource:
 
     @property
     def count(self) -> int | None:
-        """How many images there are, unreadable ones included; None if a data set of the hub does not say."""
+        """Number of images, unreadable ones included; None if a data set of the hub does not say."""
         return self._records.count
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """The images that were left out so far because they could not be read, by name, and why."""
+        """Images that were skipped so far because they could not be read: the reason by name."""
         return dict(self._skipped)
 
     def take(self, count: int, *, seed: int) -> ImageSample:
-        """Draw images for calibration, from all classes alike where they have labels.
+        """Draw images for calibration, in equal numbers from all classes if they have labels.
 
-        The same images in the same order for the same arguments. An image that cannot be read is replaced by another.
+        Equal arguments give the same images in the same order. An image that cannot be read is replaced by another.
 
         Args:
-            count: How many, at least 1.
-            seed: Decides which are drawn and their order; 0 to 2**63 - 1.
+            count: Number of images, at least 1.
+            seed: Decides which images are drawn and in which order; 0 to 2**63 - 1.
 
         Raises:
-            InvalidInput: There are fewer images, one does not fit the model, or a number is out of range.
+            InvalidInput: The source has fewer images, one does not fit the model, or a number is out of range.
         """
         if count < 1:
             raise InvalidInput(f"The number of images is {count}, but must be 1 or more: raise --samples.")
@@ -146,7 +119,7 @@ class ImageSource:
             raise InvalidInput(f"The seed is {seed}, but must be in 0 to 2**63 - 1: choose another with --seed.")
         if self.count is not None and self.count < count:
             raise self._too_few(self.count, count)
-        # Sources are read in their order, which may be that of their classes: each image gets a place at random.
+        # Images are read in the source's order, which may be by class: each gets a random place in the sample.
         places = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         pixels = torch.empty(0)
         labels: list[int | None] = [None] * count
@@ -165,18 +138,18 @@ class ImageSource:
         return ImageSample(pixels, self._tensor(labels), tuple(names))
 
     def batches(self, size: int = _BATCH, *, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """All images in the source's order, a batch at a time; the next is prepared while one is being used.
+        """Yield all images in the source's order, batch by batch; a thread prepares the next one meanwhile.
 
         Args:
             size: Images per batch, at least 1; the last batch may be smaller.
-            limit: Stop after that many images, at least 1; None goes through all.
+            limit: Stop after this many images, at least 1; None for all.
 
         Yields:
             Pixels (B, C, H, W) float32, and labels (B,) int64 or None.
 
         Raises:
-            InvalidInput: At the first batch for a number out of range; while iterating if an image does not fit the
-                model, has a label that the model does not know, or if none can be read.
+            InvalidInput: At the first batch if a number is out of range; while iterating if an image does not fit the
+                model or has a label that the model does not know, or if no image can be read.
         """
         for name, number in (("batch size", size), ("number of images", limit)):
             if number is not None and number < 1:
@@ -185,7 +158,7 @@ class ImageSource:
             yield batch.pixels, self._tensor(batch.labels)
 
     def _prepared(self, records: Iterator[Record], size: int, limit: int | None) -> Iterator["_Batch"]:
-        """Batches of `size` readable images, `limit` in all."""
+        """Yield batches of `size` readable images, `limit` images in all."""
         given = 0
         while images := self._readable(records, size if limit is None else min(size, limit - given)):
             names = tuple(record.name for record, _ in images)
@@ -217,7 +190,7 @@ class ImageSource:
     def _pixels(self, images: Sequence["Image"], names: Sequence[str]) -> Tensor:
         try:
             pixels = self._preprocessing.pixels(images)
-        except Exception:  # a processor's errors do not say which image it was
+        except Exception:  # a processor's errors do not name the image
             self._explain(images, names)
             raise
         if self._shape is None and pixels.ndim == 4:
@@ -227,12 +200,12 @@ class ImageSource:
         return pixels
 
     def _explain(self, images: Sequence["Image"], names: Sequence[str]) -> None:
-        """Raise for the first image that is not prepared as it should be when it is alone."""
+        """Prepare images one by one, and raise for the first that fails or has another shape than the model takes."""
         for image, name in zip(images, names, strict=True):
             where = f"The image '{name}' in '{self.name}' ({image.width} x {image.height} pixels)"
             try:
                 pixels = self._preprocessing.pixels([image])
-            except Exception as error:  # whatever the checkpoint's settings make of the image
+            except Exception as error:  # depends on the checkpoint's settings
                 raise InvalidInput(
                     f"{where} cannot be prepared by the model's image processor: {' '.join(str(error).split())}. "
                     f"Check its preprocessor_config.json, and whether the image is of the kind that it expects."
@@ -272,60 +245,9 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by another thread while the one before it is being used."""
+    """Yield `items`, each of which another thread computes while the one before it is used."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="quept-images") as executor:
         waiting = executor.submit(next, items, None)
         while (item := waiting.result()) is not None:
             waiting = executor.submit(next, items, None)
             yield item
-
-
-def _records(source: str | Path, split: str) -> Records:
-    path = Path(source)
-    allowed = (
-        f"a folder of class folders, a file that ends in {', '.join((*_FILES, *_SHARDS))}, a data set of the Hugging "
-        f"Face hub like owner/name, or one of {', '.join(HUB_IMAGES)}"
-    )
-    if isinstance(source, str) and source in HUB_IMAGES:
-        return HubRecords(source, split)
-    if _exists(path.is_dir):
-        return FolderRecords(path)
-    paths = [path] if _exists(path.is_file) else _matches(path)
-    suffix = path.suffix.lower()
-    if paths and suffix in _FILES and len(paths) == 1:
-        return _FILES[suffix](paths[0])
-    if paths and suffix in _SHARDS:
-        return _SHARDS[suffix](paths)
-    if paths:
-        raise InvalidInput(f"'{source}' is of an unknown kind ('{path.suffix}'): give {allowed}.")
-    if is_hub_name(str(source)) and suffix not in (*_FILES, *_SHARDS):
-        return HubRecords(str(source), split)
-    raise InvalidInput(f"There is no '{source}': give {allowed}.")
-
-
-def _exists(found: Callable[[], bool]) -> bool:
-    try:
-        return found()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
-        return False
-
-
-def _matches(path: Path) -> list[Path]:
-    """The existing files that a pattern means, in order: `a-{000..012}.tar`, `a-*.parquet`."""
-    if braces := re.fullmatch(r"(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*)", path.name):
-        before, first, last, after = braces.groups()
-        paths = []
-        for number in range(int(first), int(last) + 1):
-            paths.append(path.with_name(f"{before}{number:0{len(first)}}{after}"))
-            if not paths[-1].is_file():
-                raise InvalidInput(
-                    f"There is no '{paths[-1]}', which '{path}' names: give a range of files that exist."
-                )
-        return paths
-    if not any(character in path.name for character in "*?"):
-        return []
-    return sorted(found for found in path.parent.glob(path.name) if found.is_file())
-
-
-_FILES: Mapping[str, Callable[[Path], Records]] = {".npz": ArrayRecords}
-_SHARDS: Mapping[str, Callable[[Sequence[Path]], Records]] = {".tar": ArchiveRecords, ".parquet": TableRecords}

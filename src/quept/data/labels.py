@@ -1,4 +1,4 @@
-"""Class labels of a data set as a model's class numbers."""
+"""Translation of a data set's labels to a model's class numbers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,23 @@ _LISTED = 5
 
 
 class ClassNumbers:
-    """Finds the model's number for a label of a data set.
+    """Translates labels of a data set to the model's class numbers.
 
-    A label that is a text is a name of the model's `label2id`, or a number in digits. Folders named by WordNet
-    identifiers, as many as the model has classes, are numbered in their order, which is how ImageNet's classes are. A
-    label that is a number is the model's own, unless the data set names its classes and the model knows all of these
-    names: then the name decides.
+    - A text is a name in the model's `label2id`, or a number in digits.
+    - WordNet identifiers, if there is one for each class of the model, are numbered in alphabetical order, as the
+      classes of ImageNet are.
+    - A number is the model's own, unless the data set names its classes and the model knows all of these names: then
+      the name decides.
     """
 
     def __init__(self, classes: int, label2id: Mapping[str, int], names: Sequence[str] | None) -> None:
-        """`classes`: how many the model has; `names`: the data set's classes, by its own numbers, where it says so."""
+        """Prepare the translation.
+
+        Args:
+            classes: Number of classes of the model.
+            label2id: The model's class numbers, by name.
+            names: Names of the data set's classes in order of its own numbers, if it has any.
+        """
         self._classes = classes
         self._label2id = label2id
         self._names = names if names and all(name in label2id for name in names) else None
@@ -28,10 +35,10 @@ class ClassNumbers:
             self._identifiers = {name: number for number, name in enumerate(sorted(names))}
 
     def __call__(self, label: int | str, where: str) -> int:
-        """The class number, 0 to classes - 1.
+        """Return the class number of a label, 0 to classes - 1.
 
         Raises:
-            InvalidInput: The model has no such class; `where` says whose label it is.
+            InvalidInput: The model has no such class; the message begins with `where`.
         """
         number = self._number(label)
         if number is None or not 0 <= number < self._classes:
@@ -51,7 +58,7 @@ class ClassNumbers:
             return self._label2id[label]
         if label in self._identifiers:
             return self._identifiers[label]
-        # Not int(), which takes spaces, signs, underscores and digits of other scripts.
+        # int() would also take spaces, signs, underscores and digits of other scripts.
         return int(label) if re.fullmatch(r"[0-9]{1,9}", label) else None
 
     def _known(self) -> str:

@@ -1,4 +1,10 @@
-"""Where images and their labels lie: folders, arrays and archives, read record by record."""
+"""Images and labels in folders, arrays and archives, read record by record.
+
+Folders and archives are not left to `datasets`. Its `imagefolder` drops the labels of a single class and of folders of
+different depth, takes a class named `test` or `train` for a split and reads formats for which Pillow starts other
+programs. Its `webdataset` takes numbers alone for `.cls`, refuses an archive whose pairs lie apart or mix image
+formats, and cannot seek: a sample balanced over the classes would read every archive twice as a whole.
+"""
 
 import os
 import tarfile
@@ -16,16 +22,16 @@ import torch
 from quept.data.decoding import IMAGE_SUFFIXES, Content
 from quept.errors import InvalidInput
 
-# Records that are read together once the wanted number is drawn: the spare ones, for those that are unreadable.
+# Records that are read together after the first `count`, to replace unreadable ones.
 _SPARE = 16
 
-# Bytes of a member `key.cls` at most; it holds a number or a name.
+# Largest size in bytes of a member `key.cls`, which holds a number or a name.
 _LABEL_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image, not yet decoded: what messages call it, what holds it, and the label that the source gives it."""
+    """An image that is not decoded yet: its name for messages, its content, and its label in the source."""
 
     name: str
     content: Content
@@ -33,33 +39,33 @@ class Record:
 
 
 class Records(Protocol):
-    """A source of images."""
+    """A source of records."""
 
     @property
     def count(self) -> int | None:
-        """How many there are; None if the source does not say."""
+        """Number of records; None if the source does not say."""
 
     @property
     def labelled(self) -> bool:
-        """Whether each has a label."""
+        """Whether the records have labels."""
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """The names of the classes; by number where the labels are numbers, None if there are no names."""
+        """Names of the classes, in order of number if the labels are numbers; None if there are no names."""
 
     @property
     def known_labels(self) -> frozenset[int | str]:
-        """The labels that are known before anything is read."""
+        """Labels that are known before any image is read."""
 
     def stream(self) -> Iterator[Record]:
-        """All records, in order."""
+        """Yield all records, in order."""
 
     def sample(self, count: int, seed: int) -> Iterator[Record]:
-        """A random subset of `count` records, and after it the others, to replace what cannot be used."""
+        """Yield a random subset of `count` records, then others to replace those that cannot be used."""
 
 
 class IndexedRecords:
-    """Records that can be read in any order, with labels that are known beforehand."""
+    """Records whose number and labels are known before they are read."""
 
     def __init__(self, labels: Sequence[int | str | None], classes: Sequence[str] | None) -> None:
         self._labels = labels
@@ -68,31 +74,31 @@ class IndexedRecords:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of records."""
         return len(self._labels)
 
     @property
     def known_labels(self) -> frozenset[int | str]:
-        """All of them."""
+        """All labels."""
         return frozenset(label for label in self._labels if label is not None)
 
     def stream(self) -> Iterator[Record]:
-        """All records, in order."""
+        """Yield all records, in order."""
         return self._read(range(self.count))
 
     def sample(self, count: int, seed: int) -> Iterator[Record]:
-        """Records of all classes in equal numbers, as far as there are enough; read in the source's order."""
+        """Yield records of all classes in equal numbers, as far as there are enough, in the source's order."""
         order = balanced_order(self._labels, seed)
         for start, end in [(0, count), *((at, at + _SPARE) for at in range(count, len(order), _SPARE))]:
             yield from self._read(sorted(order[start:end]))
 
     def _read(self, rows: Sequence[int]) -> Iterator[Record]:
-        """The records of ascending rows."""
+        """Yield the records of rows, which ascend."""
         raise NotImplementedError
 
 
 def balanced_order(labels: Sequence[int | str | None], seed: int) -> list[int]:
-    """A random order of rows of which every beginning holds the classes in numbers as equal as they can be."""
+    """Return the rows in a random order, any beginning of which holds the classes in numbers as equal as possible."""
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: Counter[int | str | None] = Counter()
     rank: dict[int, int] = {}
@@ -103,16 +109,16 @@ def balanced_order(labels: Sequence[int | str | None], seed: int) -> list[int]:
 
 
 def unreadable(path: Path, error: Exception) -> InvalidInput:
-    """What to raise for a file of images that cannot be read as a whole."""
+    """Return the error for a file or folder that cannot be read."""
     return InvalidInput(
         f"'{path}' cannot be read ({' '.join(str(error).split())}): check the file and its permissions."
     )
 
 
 class FolderRecords(IndexedRecords):
-    """A folder of class folders with image files, at any depth; or image files alone, which have no labels.
+    """A folder with a folder for each class, which holds image files at any depth; or image files without labels.
 
-    Files whose name does not end like an image's, and what begins with a dot, are not looked at.
+    Other files, and all names that begin with a dot, are ignored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -163,7 +169,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 class ArrayRecords(IndexedRecords):
-    """A `.npz` file with images `x`, (N, H, W) or (N, H, W, C) of uint8, and labels `y`, (N,) of integers or texts."""
+    """A `.npz` file with images `x`, (N, H, W) or (N, H, W, C) of uint8, and labels `y`, (N,), integers or texts."""
 
     def __init__(self, path: Path) -> None:
         images, labels = _arrays(path)
@@ -213,8 +219,8 @@ def _arrays(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     ) as error:
         if "pickle" in str(error):
             raise InvalidInput(
-                f"'{path}' holds arrays of Python objects, or is no .npz file; such objects are not read, since they "
-                f"can run code. Save images as uint8 and labels as integers."
+                f"'{path}' holds arrays of Python objects, or is no .npz file. Python objects are not read, since that "
+                f"can run code: save images as uint8 and labels as integers."
             ) from error
         raise unreadable(path, error) from error
 
@@ -228,15 +234,17 @@ class _Member:
 
 
 class ArchiveRecords(IndexedRecords):
-    """`.tar` files in the way of webdataset: `key.jpg` beside `key.cls`, a class number or name as text.
+    """`.tar` files as webdataset writes them: pairs `key.jpg` and `key.cls`, the number or name of the class as text.
 
-    Labels are in all archives or in none. Members of other kinds are not looked at.
+    Either all images have labels or none. Other members, and links, are ignored; nothing is unpacked to disk.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         pairs = [pair for path in paths for pair in _pairs(path)]
         if not pairs:
-            raise InvalidInput(f"'{paths[0]}' holds no images: it needs pairs of members like 'key.jpg', 'key.cls'.")
+            raise InvalidInput(
+                f"'{paths[0]}' holds no images: give an archive with pairs of members like 'key.jpg', 'key.cls'."
+            )
         without = [image.name for image, label in pairs if label is None]
         if without and len(without) < len(pairs):
             raise InvalidInput(
@@ -265,7 +273,7 @@ def _pairs(path: Path) -> list[tuple[_Member, str | None]]:
     images: dict[str, _Member] = {}
     labels: dict[str, str] = {}
     try:
-        # Not compressed: images are already, and must be found again without reading all that is before them.
+        # Not compressed: images can then be read by their offset.
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 folder, _, base = member.name.rpartition("/")

@@ -1,4 +1,9 @@
-"""Images and labels in tables: parquet files and data sets of the Hugging Face hub."""
+"""Images and labels in tables: parquet files and data sets of the Hugging Face hub.
+
+Data sets of the hub are streamed by `datasets`. Local parquet files are not: `datasets` reads them from the beginning
+to the end, or copies them to its cache first, whereas a sample reads only the groups of rows that it needs. Besides, it
+opens the paths that a file names beside its images.
+"""
 
 import json
 import re
@@ -15,16 +20,16 @@ from quept.errors import InvalidInput
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target", "y")
 
-# Images are in groups of rows, sometimes all in one; this many at a time are held.
+# Rows in memory at a time; a group of rows can hold all images of a file.
 _ROWS = 64
 
-# A sample is drawn from this many times its size, the encoded images of which are held in memory.
+# A sample of the hub is drawn from a buffer of this many times its size, which holds encoded images in memory.
 _OVERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the images and labels, and the names of the classes by number."""
+    """The columns of images and labels, and the names of the classes by number."""
 
     image: str
     label: str | None
@@ -32,7 +37,11 @@ class Columns:
 
 
 def choose_columns(where: str, features: Mapping[str, Any]) -> Columns:
-    """Choose from the columns as the `datasets` library describes them: `{"_type": "Image"}` and so on.
+    """Choose the columns of images and labels by their types and usual names.
+
+    Args:
+        where: The beginning of messages.
+        features: Columns as `datasets` describes them, for example `{"_type": "Image"}`, by name.
 
     Raises:
         InvalidInput: No column holds images, or several do and none has a usual name.
@@ -53,21 +62,21 @@ def choose_columns(where: str, features: Mapping[str, Any]) -> Columns:
 
 
 class TableRecords(IndexedRecords):
-    """`.parquet` files with a column of images (encoded, or `{"bytes", "path"}` as on the hub) and one of labels."""
+    """`.parquet` files with a column of images, encoded or as `{"bytes", "path"}`, and perhaps one of labels."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         instead = ", or give a .npz file or a folder instead"
         self._errors = (require("pyarrow", f"'{paths[0]}'", otherwise=instead).ArrowException, OSError)
         self._parquet = require("pyarrow.parquet", f"'{paths[0]}'", otherwise=instead)
         self._paths = paths
-        # The file, its group of rows and the row that the group begins with.
+        # Each group of rows: its file, its number in the file, and its first row among all.
         self._groups: list[tuple[Path, int, int]] = []
         labels: list[int | str | None] = []
         described = [self._open(path, labels) for path in paths]
         self._columns = described[0]
         if different := [path for path, columns in zip(paths, described, strict=True) if columns != described[0]]:
             raise InvalidInput(
-                f"'{different[0]}' and '{paths[0]}' differ in their columns: give files of one data set."
+                f"'{different[0]}' and '{paths[0]}' differ in their columns: give files of one data set only."
             )
         if not labels:
             raise InvalidInput(f"'{paths[0]}' has no rows: give a file with images in it.")
@@ -115,7 +124,7 @@ class TableRecords(IndexedRecords):
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
-    """What the file says about its columns: as `datasets` wrote it down, or by their types."""
+    """Return the description of a file's columns that `datasets` wrote into it, or else one by their types."""
     try:
         described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         if isinstance(described, dict) and set(described) == set(schema.names):
@@ -133,7 +142,7 @@ def _holds_bytes(type_: Any) -> bool:
 
 
 def _content(value: Any) -> Content:
-    """The encoded image. A path beside it is not followed: it is one of the machine that wrote the file."""
+    """Return the encoded image. A path beside it is not opened: it belongs to the machine that wrote the file."""
     encoded = value.get("bytes") if isinstance(value, Mapping) else value
     return encoded if isinstance(encoded, bytes) else None
 
@@ -146,14 +155,14 @@ def _checked(label: Any, where: str) -> int | str:
 
 @dataclass(frozen=True)
 class HubImages:
-    """Where a named data set lies, and what its parts for calibration and evaluation are called."""
+    """Repository of a named data set, and the names of its splits for calibration (train) and evaluation (test)."""
 
     repository: str
     splits: Mapping[str, str]
 
 
 HUB_IMAGES: Mapping[str, HubImages] = {
-    # The literature's accuracies are of the validation part; the test part has no labels.
+    # Published accuracies are of the validation split; the test split has no labels.
     "imagenet": HubImages("ILSVRC/imagenet-1k", {"train": "train", "test": "validation"}),
     "cifar10": HubImages("uoft-cs/cifar10", {"train": "train", "test": "test"}),
     "cifar100": HubImages("uoft-cs/cifar100", {"train": "train", "test": "test"}),
@@ -162,20 +171,20 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a text has the form of a data set's name on the hub, `owner/name` or `owner/name:configuration`."""
+    """Return whether `source` has the form of a name on the hub: `owner/name` or `owner/name:configuration`."""
     return source in HUB_IMAGES or _REPOSITORY.fullmatch(source) is not None
 
 
 class HubRecords:
-    """A data set of the hub, streamed: nothing is downloaded but what is used.
+    """A data set of the hub, streamed: only the rows that are used are downloaded.
 
-    A sample is what `datasets` gives when it shuffles the stream, so its classes are as frequent as in the data set.
+    A sample is taken from the stream that `datasets` shuffles, so classes are as frequent as in the data set.
     """
 
     known_labels: frozenset[int | str] = frozenset()
 
     def __init__(self, name: str, split: str) -> None:
-        """`split`: one of the data set's parts; for the names in `HUB_IMAGES`, train and test."""
+        """Open a data set by name; `split` is one of its own, or train or test for the names in `HUB_IMAGES`."""
         named = HUB_IMAGES.get(name)
         repository, _, configuration = (named.repository if named else name).partition(":")
         self._name = name
@@ -185,22 +194,22 @@ class HubRecords:
             rows = self._datasets.load_dataset(repository, configuration or None, split=self._split, streaming=True)
             features = rows.features.to_dict() if rows.features is not None else {}
             self._columns = choose_columns(f"The data set '{name}'", features)
-            # Encoded, so that the shuffled ones take little memory and damaged ones can be left out.
+            # Left encoded: the shuffled images take little memory, and damaged ones can be skipped.
             self._rows = rows.cast_column(self._columns.image, self._datasets.Image(decode=False))
             self.count = _count(rows, self._split)
         except InvalidInput:
             raise
-        except Exception as error:  # the network's or the hub's; each client raises classes of its own
+        except Exception as error:  # the network or the hub failed; every client raises classes of its own
             raise self._unreachable(error) from error
         self.labelled = self._columns.label is not None
         self.classes = self._columns.classes
 
     def stream(self) -> Iterator[Record]:
-        """All records, in order."""
+        """Yield all records, in order."""
         return self._records(self._rows)
 
     def sample(self, count: int, seed: int) -> Iterator[Record]:
-        """All records, shuffled within a buffer of several times `count`."""
+        """Yield all records, shuffled within a buffer of several times `count`."""
         return self._records(self._rows.shuffle(seed=seed, buffer_size=_OVERSAMPLING * count))
 
     def _records(self, rows: Any) -> Iterator[Record]:

@@ -1,4 +1,8 @@
-"""Text documents from local files and from the named data sets."""
+"""Text documents from local files and from the named data sets.
+
+Local files are not read by `datasets`, which takes a path for a pattern (`a[1].parquet`), keeps files in its cache and
+names neither the line nor the row of a malformed document.
+"""
 
 import json
 import re
@@ -20,14 +24,14 @@ def load_text(source: str | Path, *, split: Split) -> Iterator[str]:
             for a path of such a name). `.txt`: the whole file is one document, as it is. `.jsonl`: a line
             is a document, a JSON object with a field `text` or a JSON string. `.parquet`: a row is a
             document, in the column `text`. All text is UTF-8.
-        split: Which part of a named data set. A file has no splits and is read whole for either.
+        split: Split of a named data set. A file has no splits and is read whole.
 
     Returns:
-        The documents. They are not joined, and may be empty strings.
+        The documents, one by one; some may be empty.
 
     Raises:
-        InvalidInput: At once if there is no such source, it cannot be read at all, or a package for it is
-            not installed; while iterating if a part of it turns out to be malformed or out of reach.
+        InvalidInput: At once if there is no such source, it cannot be read, or a package to read it is not installed;
+            while iterating if a part of it is malformed or out of reach.
     """
     if isinstance(source, str) and source in HUB_TEXTS:
         return read_hub(source, split)
@@ -37,7 +41,7 @@ def load_text(source: str | Path, *, split: Split) -> Iterator[str]:
 
 
 def separator(source: str | Path) -> str:
-    """Return what joins the documents of a source into one text."""
+    """Return the text between two documents of a source."""
     return HUB_TEXTS[source].separator if isinstance(source, str) and source in HUB_TEXTS else "\n\n"
 
 

@@ -14,11 +14,11 @@ from quept.errors import InvalidInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Characters tokenised at a time. A cut can change the tokens beside it, so this is more than the usual test
-# sets hold, which then give the very tokens of published results.
+# Characters tokenized at a time. A cut can change the tokens beside it, so this is more than the usual test sets hold:
+# their tokens are then those of published results.
 _PIECE = 1 << 21
 
-# Calibration reads this many times the tokens it keeps, so that its windows are a sample of more text.
+# Calibration reads this many times the tokens that it keeps, so that its windows are a sample of more text.
 _OVERSAMPLING = 4
 
 
@@ -37,15 +37,15 @@ def token_windows(
     contiguous windows that do not overlap; a random subset of these is returned, in random order.
 
     Args:
-        source: What `load_text` takes.
+        source: A text source, as for `load_text`.
         tokenizer: A Transformers tokenizer; no special tokens are added.
         samples: Number of windows, at least 1.
         sequence_length: Tokens per window, at least 1.
-        seed: Decides which windows are drawn and their order; 0 to 2**63 - 1.
-        split: Which part of a named data set.
+        seed: Decides which windows are drawn and in which order; 0 to 2**63 - 1.
+        split: Split of a named data set.
 
     Returns:
-        Token ids, int64 of shape (samples, sequence_length); the same for the same arguments.
+        Token ids, int64 of shape (samples, sequence_length); equal for equal arguments.
 
     Raises:
         InvalidInput: Too little text, a number out of range, or a source that `load_text` refuses.
@@ -72,13 +72,13 @@ def token_stream(
     max_tokens: int | None,
     split: Split = "test",
 ) -> torch.Tensor:
-    """Tokenise all the text of a source in order, for evaluation.
+    """Tokenize all text of a source in order, for evaluation.
 
     Args:
-        source: What `load_text` takes.
+        source: A text source, as for `load_text`.
         tokenizer: A Transformers tokenizer; no special tokens are added.
-        max_tokens: Keep only that many tokens from the start, at least 1; None keeps all.
-        split: Which part of a named data set.
+        max_tokens: Keep only this many tokens from the start, at least 1; None keeps all.
+        split: Split of a named data set.
 
     Returns:
         Token ids, int64 of shape (tokens,), at least one.
@@ -129,9 +129,9 @@ def _joined(documents: Iterator[str], between: str) -> Iterator[str]:
 
 
 def _pieces(texts: Iterator[str]) -> Iterator[str]:
-    """Cut a text, which comes in parts, after the first line end from `_PIECE` characters on.
+    """Cut a text that comes in parts: after the first line end from `_PIECE` characters on.
 
-    Where the cuts fall depends on the whole text alone, not on the parts it comes in.
+    The cuts depend on the whole text alone, not on the parts that it comes in.
     """
     rest = ""
     for text in texts:

@@ -1,18 +1,16 @@
 """What is kept of a linear in 8 bits; the weight at any width is rebuilt from it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from quept.config import WeightSpec
 from quept.formats import eight_bit
 from quept.formats.stored import StoredWeight
+from quept.layers.keep_dtype import KeepDtype
 from quept.numerics.affine import Grid, groups_per_row, split_groups
 
 
-class EightBitStore(nn.Module):
+class EightBitStore(KeepDtype):
     """Master weight, low-rank factors and the shares that ranges are clipped to, none of which changes its dtype.
 
     Parameters, of which none trains (`R` is the total rank, `groups_b` the scales per row at width b):
@@ -109,12 +107,3 @@ class EightBitStore(nn.Module):
     def learned(self) -> dict[str, Tensor]:
         """All tensors by name: of the same dtype whatever the model's."""
         return dict(self.named_parameters())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move with the model, and keep every dtype."""
-        before = {name: value.detach() for name, value in self.learned().items()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in self.named_parameters():
-            if value.dtype != before[name].dtype:
-                value.data = before[name].to(value.device)
-        return self

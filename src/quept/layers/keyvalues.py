@@ -1,19 +1,19 @@
 """How one attention layer's keys and values are quantized (QuaRot, arXiv 2404.00456)."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from quept.layers.keep_dtype import KeepDtype
 from quept.layers.setting import Adjustable
 from quept.numerics.hadamard import Rotation
 from quept.numerics.keyvalues import fake_quantize
 
 
-class KeyValues(Adjustable[int | None]):
+class KeyValues(KeepDtype, Adjustable[int | None]):
     """The width of an attention layer's keys and values, their rotation, and where keys are centred.
 
     What all keys of a head have in common makes their ranges wide and says nothing about any of them; it is taken away
@@ -100,13 +100,6 @@ class KeyValues(Adjustable[int | None]):
     def learned(self) -> dict[str, Tensor]:
         """What calibration measures, by name."""
         return {"center": self.center}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move with the model, but stay in float32."""
-        before = self.center
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.center = before.to(self.center.device)
-        return self
 
     def hand_out(self, keys: Tensor) -> None:
         """Note that the next attention over `keys` finds them, and their values, as they are to be used."""

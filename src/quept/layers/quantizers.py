@@ -1,12 +1,12 @@
 """How one tensor of activations is rounded at each width: on a range of each token's own, or on a learned one."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from quept.config import Activations
+from quept.layers.keep_dtype import KeepDtype
 from quept.numerics import activations, affine, logarithmic
 from quept.numerics.activations import Sample
 
@@ -38,7 +38,7 @@ class LogGrid(NamedTuple):
     highest: Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(KeepDtype):
     """Rounds a tensor at any of the widths of `spec`; what it learns is one small parameter per width.
 
     `override` is the grid that is used whatever the width, while it is not None.
@@ -99,17 +99,6 @@ class Quantizer(nn.Module):
         found = getattr(self, self.parameters_name)
         assert isinstance(found, nn.ParameterDict)
         return found
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move with the model, but stay in float32."""
-        before = {name: value.detach() for name, value in self.learned().items()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in before.items():
-            owner, _, leaf = name.rpartition(".")
-            moved = getattr(self, owner)[leaf] if owner else getattr(self, leaf)
-            if moved.dtype != value.dtype:
-                moved.data = value.to(moved.device)
-        return self
 
     def extra_repr(self) -> str:
         """Widths, for `print(model)`."""

@@ -18,13 +18,14 @@ from quept.formats import packing
 from quept.formats.derivation import Derivation, adapted, derive, masked
 from quept.formats.stored import StoredWeight
 from quept.layers.eight_bit import EightBitStore
+from quept.layers.keep_dtype import KeepDtype
 from quept.numerics import affine
 from quept.numerics.affine import Grid
 
 INITIAL_CLIP_LOGIT = 4.0  # sigmoid(4) = 0.982: ranges start almost whole (paper, section on the weight quantizer)
 
 
-class FrozenWeight(nn.Module):
+class FrozenWeight(KeepDtype):
     """A weight `(out, in)` at every bit-width of a set; nothing in it trains.
 
     Tensors, under the names that they have on disk (float32 unless said otherwise; `R` is the total rank, `groups_b`
@@ -197,15 +198,8 @@ class FrozenWeight(nn.Module):
         return affine.join_groups(grouped, self.in_features).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move with the model; what was learned keeps its dtype."""
-        before = {name: value.detach() for name, value in self.learned().items()}
         self._dtype_marker = fn(self._dtype_marker)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = self.learned()
-        for name, value in before.items():
-            if after[name].dtype != value.dtype:
-                after[name].data = value.to(after[name].device)
-        return self
+        return super()._apply(fn, recurse)
 
 
 def check_rank(shape: Sequence[int], spec: WeightSpec, path: str) -> None:

@@ -1,14 +1,13 @@
-"""Web pages that need nothing else: the frame, the style and the elements that all drawings share."""
+"""Web pages that need nothing else: the frame, the style and tables."""
 
 import html
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-from quept.files import replacing
-from quept.plots.curve import printable
+from quept.plots.scale import printable
 
-# Okabe-Ito colours, the lighter ones on a dark page. The markers tell the lines apart without colour too, and
-# the hollow square shows around the disc where the two lines meet.
-STYLE = """
+# On a dark page the lines have the lighter colours of the Okabe-Ito palette. Drawings were laid out with the first font
+# that is named for them; the second is as wide.
+_STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #222222; --faint: #595959; --rule: #e3e3e3;
   --quept: #0072b2; --rounding: #d55e00; }
 @media (prefers-color-scheme: dark) { :root { --page: #16181c; --ink: #e8e8e8; --faint: #a8adb5;
@@ -18,19 +17,8 @@ body { margin: 0 auto; max-width: 56rem; padding: 1.5rem 1rem 3rem; background: 
 h1 { margin: 0; font-size: 1.4rem; line-height: 1.25; overflow-wrap: anywhere; }
 p { margin: 0.25rem 0 1rem; color: var(--faint); }
 .scroll { overflow-x: auto; }
-svg { display: block; width: 100%; min-width: 34rem; height: auto; font-size: 13px; }
-svg text { fill: var(--ink); }
-svg text.size, svg text.metric { fill: var(--faint); }
-.grid { stroke: var(--rule); }
-.base { stroke: var(--faint); }
-.full { stroke: var(--faint); stroke-width: 1.5; stroke-dasharray: 7 5; }
-.line { fill: none; stroke-width: 2.5; stroke-linejoin: round; }
-.line.quept { stroke: var(--quept); }
-.line.rounding { stroke: var(--rounding); }
-.point.quept { fill: var(--quept); }
-.point.rounding { fill: var(--page); stroke: var(--rounding); stroke-width: 1.75; }
-svg .off-scale.quept { fill: var(--quept); }
-svg .off-scale.rounding { fill: var(--rounding); }
+svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+svg text { font-family: 'DejaVu Sans', Verdana, sans-serif !important; }
 table { margin-top: 1.5rem; width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { padding-bottom: 0.5rem; text-align: left; color: var(--faint); }
 th, td { padding: 0.35rem 0.75rem; border-bottom: 1px solid var(--rule); text-align: right; }
@@ -38,47 +26,39 @@ th { font-weight: 600; }
 thead th { border-bottom-color: var(--faint); }
 th:first-child { text-align: left; }
 """
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-def write_page(path: Path, title: str, summary: str, *sections: str, style: str = "") -> None:
-    """Write a self-contained page to `path`, replacing it; equal content gives equal bytes. Sections are markup."""
+def render(title: str, summary: str, *sections: str) -> str:
+    """Return a self-contained page; `title` and `summary` are text, `sections` are markup."""
     head = (
         '<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{STYLE}{style}</style>"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>"
     )
-    body = "\n".join([tag("h1", text(title)), tag("p", text(summary)), *sections])
-    page = f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
-    with replacing(path) as temporary:
-        temporary.write_bytes(page.encode())
-
-
-def text(content: str) -> str:
-    """Text as markup."""
-    return html.escape(printable(content))
-
-
-def tag(name: str, *children: str, **attributes: object) -> str:
-    """Return an element; attribute values are escaped here, children are markup already."""
-    named = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
-    opening = "".join(f' {key}="{text(_number(value))}"' for key, value in named)
-    return f"<{name}{opening}>{''.join(children)}</{name}>"
-
-
-def _number(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    body = "\n".join([f"<h1>{escape(title)}</h1>", f"<p>{escape(summary)}</p>", *sections])
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
 def scrolling(label: str, content: str) -> str:
-    """A box that scrolls on narrow screens."""
-    # Narrow screens scroll inside this box; the keyboard can scroll only what it can focus.
-    return tag("div", "\n", content, "\n", class_="scroll", role="region", aria_label=label, tabindex=0)
+    """Return a box around markup that scrolls on narrow screens; the keyboard reaches it, since it takes the focus."""
+    return f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0">\n{content}\n</div>'
 
 
-def row(cell: str, first: str, *others: str, scope: str = "row") -> str:
-    """A table row; cells are markup."""
-    named = {"scope": scope} if cell == "th" else {}
-    cells = (tag(cell, other, **named) for other in others)
-    return tag("tr", tag("th", first, scope=scope), *cells)
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """Return a table of texts; the first cell of a row is its heading."""
+    above = f"<caption>{escape(caption)}</caption>\n" if caption else ""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "\n".join(_row(row) for row in rows)
+    return f"<table>\n{above}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def escape(text: str) -> str:
+    """Return text as markup that shows it on one line."""
+    return html.escape(printable(text))
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *others = cells
+    return f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in others)}</tr>'

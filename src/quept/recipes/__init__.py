@@ -1,4 +1,4 @@
-"""Recipes shipped with quept, and recipes from files."""
+"""The recipes shipped with quept, and recipes from TOML files."""
 
 import tomllib
 from importlib import resources
@@ -9,12 +9,16 @@ from quept.errors import InvalidInput
 
 
 def names() -> list[str]:
-    """The recipes shipped with quept."""
+    """Return the names of the recipes shipped with quept."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder() if entry.name.endswith(".toml"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A shipped recipe by name, or one from a TOML file; `InvalidInput` says what is wrong with it."""
+    """Return a shipped recipe by name, or one from a TOML file.
+
+    Raises:
+        InvalidInput: There is no such recipe or file, or it is not a valid recipe.
+    """
     shipped = names()
     if str(name_or_path) in shipped:
         text = resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Artifacts on disk: safetensors and JSON, checked before they are used."""
+"""Artifacts on disk: safetensors shards and a JSON manifest, checked before they are used."""
 
 from quept.formats.dtypes import DTYPES
 from quept.storage.artifact import load, save

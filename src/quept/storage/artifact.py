@@ -1,4 +1,4 @@
-"""Loading an artifact as the transformers model it came from, and saving it again."""
+"""Loading an artifact as a transformers model, and saving it again."""
 
 import shutil
 from pathlib import Path
@@ -28,12 +28,12 @@ from quept.storage.tensors import read_shards, write_shards
 
 
 def shard_stem(part: int, blocks: int) -> str:
-    """The file stem of part 0 (all outside the blocks) or part `i + 1` (block `i`)."""
+    """Return the file stem of part 0 (everything outside the blocks) or of part `i + 1` (block `i`)."""
     return f"elastic-{part:05d}-of-{blocks:05d}"
 
 
 def is_block_shard(path: Path) -> bool:
-    """Whether the file holds a block, or a part of one."""
+    """Return whether a file holds a block or a part of one."""
     return path.match("elastic-*.safetensors") and not path.name.startswith("elastic-00000-")
 
 
@@ -49,26 +49,26 @@ def load(
     exact: bool = False,
     verify: bool = True,
 ) -> Any:
-    """The transformers model of an artifact, ready to run at any of its widths.
+    """Load an artifact as a transformers model that runs at any of its bit-widths.
 
     Args:
-        directory: what `quept calibrate` wrote. The original model is not needed.
-        precision: the width or plan to start at; None is full precision. See `set_precision`.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda`, or one CUDA device as `cuda:1`.
-        dtype: dtype of the weights; None keeps the checkpoint's.
-        memory_budget: bytes for derived weights kept between forward passes, least recently used out first; None
-            leaves room for two widths, packed ones of 8 bits. A switch between widths that are resident costs nothing.
-        integers: where weights and activations are both rounded, multiply their codes, which gives the same up to float
-            rounding, instead of what they stand for. None does so on CPUs that have an exact integer product; on
-            CUDA it has not been measured.
-        packed: keep weights packed at their width and multiply them as they are, instead of deriving dense ones.
-            None does so on a CPU.
-        exact: multiply packed weights by activations as they come. Otherwise, where few tokens run at a time, these
-            are rounded to eight bits on the way, with a scale per token and 128 channels, which is faster.
-        verify: check the SHA-256 of every file first.
+        directory: Directory that `quept calibrate` wrote. The original model is not needed.
+        precision: Bits or plan to start at; None is full precision. See `set_precision`.
+        device: `auto` (CUDA if there is one), `cpu`, `cuda`, or one CUDA device such as `cuda:1`.
+        dtype: Dtype of the weights; None keeps the checkpoint's.
+        memory_budget: Bytes for the cache of derived weights, which drops the least recently used ones first; None
+            leaves room for two bit-widths (if packed, of 8 bits). A switch between resident bit-widths costs nothing.
+        integers: If weights and activations are both quantized, multiply integer codes instead of dequantized values;
+            the results are equal up to float rounding. None does so on CPUs, but not on CUDA, where it has not been
+            measured.
+        packed: Multiply weights as packed codes instead of dequantizing them first. None does so on a CPU.
+        exact: Multiply packed weights by unrounded activations. Otherwise, if few tokens run at a time, these are
+            rounded to 8 bits, with a scale per token and 128 channels, which is faster.
+        verify: Check the SHA-256 of every file first.
 
-    Raises `InvalidInput` where there is no artifact or the width is not in it, `CorruptArtifact` where the artifact
-    is damaged or of another format version.
+    Raises:
+        InvalidInput: There is no artifact, or it lacks the bit-width.
+        CorruptArtifact: The artifact is damaged or of an unknown format version.
     """
     directory = Path(directory).expanduser().resolve()
     manifest = read_manifest(directory, verify=verify)
@@ -87,7 +87,7 @@ def load(
         dense = sum(layer.numel * layer.dtype.itemsize for layer in layers)
         memory_budget = 2 * (resident_bytes(model, MAX_BITS) if execution.packed else dense)
     if execution.packed:
-        page_out(model.parameters())  # checking read them; most are needed again only when a width is rebuilt
+        page_out(model.parameters())  # the checks have read them; most are needed again only to repack a bit-width
     keep_weights(model, memory_budget)
     model.quept_manifest, model.quept_directory = manifest, directory
     set_precision(model, precision)
@@ -95,18 +95,20 @@ def load(
 
 
 def save(model: Any, directory: str | Path) -> None:
-    """Write a model that `load` returned as an artifact again; loading that gives the same model.
+    """Write a model that `load` returned as an artifact; loading that gives an equal model.
 
-    Raises `InvalidInput` if the model did not come from `load` or `directory` is not empty.
+    Raises:
+        InvalidInput: The model was not loaded by `load`, or `directory` is not empty.
+        QueptError: A file cannot be written.
     """
     manifest: Manifest | None = getattr(model, "quept_manifest", None)
     if manifest is None:
-        raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load, so it cannot be saved.")
+        raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load; only such models can be saved.")
     target = Path(directory).expanduser().resolve()
     partial = target.with_name(f"{target.name}.partial")
     for path in (target, partial):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InvalidInput(f"The output {path} exists and is not an empty directory; choose another.")
+            raise InvalidInput(f"The output {path} exists and is not an empty directory; choose another one.")
     source: Path = model.quept_directory
     read_manifest(source)
     architecture = architecture_of(manifest.architecture)
@@ -138,7 +140,7 @@ def save(model: Any, directory: str | Path) -> None:
 
 
 def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
-    """The model of a configuration with elastic layers, without weights."""
+    """Return the model of a configuration with elastic layers and without weights."""
     with init_empty_weights(include_buffers=False), quiet():
         model = model_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # init_empty_weights undoes the ties made inside it
@@ -147,7 +149,11 @@ def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
 
 
 def open_skeleton(directory: str | Path, manifest: Manifest) -> Any:
-    """The artifact's model without weights; `CorruptArtifact` if its configuration is not one."""
+    """Return the artifact's model without weights.
+
+    Raises:
+        CorruptArtifact: No model can be built from the artifact's configuration.
+    """
     directory = Path(directory)
     try:
         architecture_of(manifest.architecture)
@@ -161,36 +167,37 @@ def open_skeleton(directory: str | Path, manifest: Manifest) -> Any:
         if (directory / "generation_config.json").is_file():
             with quiet():
                 model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # whatever a damaged file makes transformers do
-        raise CorruptArtifact(f"The model described in {directory} cannot be built ({first_line(error)}).") from None
+    except Exception as error:  # transformers raises errors of many classes for damaged files
+        raise CorruptArtifact(
+            f"The model of the artifact {directory} cannot be built ({first_line(error)}); copy the artifact again."
+        ) from None
     return model
 
 
 def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None, verify: bool) -> None:
-    """Give the skeleton its weights, after checking every name, shape and dtype, and cast what is not learned.
+    """Load the skeleton's weights after checking every name, shape and dtype, and cast those that are not learned.
 
-    Beside the dtype that is expected, float32 is allowed outside the linears, and of nothing that was learned: some
-    models keep a few norms in it.
+    Tensors outside the linears that are not learned may also be float32: some models keep a few norms in it.
     """
     layers = elastic_linears(model)
     learned = learned_names(model)
     exact = {f"{path}.weight" for path in layers} | learned
     expected = stored_tensors(model)
-    # Artifacts from before keys were centred have none of these, and zero means not at all.
+    # Artifacts from before keys were centred lack these; they stay zero, which leaves keys as they are.
     optional = {f"{path}.{ATTRIBUTE}.center" for path in key_values(model)}
     if missing := sorted(expected.keys() - tensors.keys() - optional):
-        raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}.")
+        raise CorruptArtifact(f"The artifact lacks {len(missing)} tensors, among them {missing[0]}; copy it again.")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise CorruptArtifact(
-            f"The artifact holds {len(extra)} tensors that its model has no place for, among them {extra[0]}."
+            f"The artifact holds {len(extra)} tensors that no layer has, among them {extra[0]}; copy it again."
         )
     for name, tensor in tensors.items():
         place = expected[name]
         wide = tensor.dtype == torch.float32 and name not in exact
         if tensor.shape != place.shape or not (tensor.dtype == place.dtype or wide):
             raise CorruptArtifact(
-                f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; its place is {place.dtype} of "
-                f"shape {tuple(place.shape)}."
+                f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, but must be {place.dtype} of "
+                f"shape {tuple(place.shape)}; copy the artifact again."
             )
         if verify and (wrong := fault(name, tensor)):
             raise CorruptArtifact(f"The tensor {name} holds {wrong}; copy the artifact again, or calibrate again.")
@@ -200,5 +207,5 @@ def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None
         if cast_to is not None:
             layer.set_dtype(cast_to)
     model.load_state_dict(tensors, strict=False, assign=True)
-    if not isinstance(model.get_output_embeddings(), ElasticLinear):  # a head with a width is no embedding any more
+    if not isinstance(model.get_output_embeddings(), ElasticLinear):  # a quantized head is tied to no embedding
         model.tie_weights()

@@ -1,15 +1,15 @@
-"""Which numbers a stored tensor may hold."""
+"""The values that a stored tensor may hold."""
 
 import torch
 from torch import Tensor
 
-LARGEST = 2.0**24  # nothing that was trained comes near; what is larger overflows where it is multiplied
+LARGEST = 2.0**24  # far above all trained values; larger ones overflow in products
 SMALLEST = 2.0**-126  # the smallest normal number, of float32 and bfloat16 alike
 SCALES = ("input_scale", "master_scale", "adapter_scale")
 
 
 def fault(name: str, tensor: Tensor) -> str | None:
-    """What is wrong with the values of the tensor of that name, in words, or None: every value is looked at."""
+    """Check every value of a tensor, and return in words what is wrong with them, or None."""
     if not tensor.numel():
         return None
     if tensor.dtype == torch.int8:

@@ -1,9 +1,8 @@
-"""`quept.json`: what an artifact is, where it came from, and which files belong to it.
+"""`quept.json`, the manifest of an artifact: its recipe, its provenance and its files.
 
-Format version 3. One directory holds this manifest, transformers' configuration and tokenizer files, and
-safetensors shards: the first with everything outside the blocks, then one per block (more where a block exceeds
-5 GB). Every file stands here with its size and SHA-256; nothing else in the directory is read. The manifest carries
-a SHA-256 of what it says itself.
+Format version 3. The directory of an artifact holds this manifest, transformers' configuration and tokenizer files, and
+safetensors shards: the first with everything outside the blocks, then one per block (more if a block exceeds 5 GB). The
+manifest lists every file with its size and SHA-256, and holds a SHA-256 of its own content. No other file is read.
 """
 
 import hashlib
@@ -22,19 +21,19 @@ MANIFEST = "quept.json"
 FORMAT_VERSION: Final = 3
 READ_VERSIONS = range(1, FORMAT_VERSION + 1)
 SEAL = "sha256"
-# What transformers may read from a model directory; other files, such as a README, are nobody's business.
+# Files that transformers may read from a model directory; others, such as images, may lie beside them.
 READ_SUFFIXES = {".json", ".jinja", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 
 
 class FileRecord(Value):
-    """A file's size in bytes and its SHA-256."""
+    """Size in bytes and SHA-256 of a file."""
 
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Provenance(Value):
-    """Where the artifact came from; nothing in it depends on when or where the run took place."""
+    """Origin of an artifact: model, data, seed and software; nothing that depends on the time or place of the run."""
 
     source: str
     model_sha256: str
@@ -48,7 +47,7 @@ class Provenance(Value):
 
 
 class BlockError(Value):
-    """A block's error to full precision at one width, rounded to nearest and calibrated, on the same inputs."""
+    """Error of a block's outputs at one bit-width, rounded to nearest and calibrated, on equal inputs."""
 
     block: str
     bits: Bits
@@ -57,7 +56,7 @@ class BlockError(Value):
 
 
 class Manifest(Value):
-    """The whole of `quept.json`."""
+    """The content of `quept.json`."""
 
     format: Literal["quept"] = "quept"
     version: Literal[1, 2, 3] = FORMAT_VERSION
@@ -76,7 +75,7 @@ class Manifest(Value):
 
     @property
     def blocks(self) -> int:
-        """How many blocks the shards hold."""
+        """Number of blocks in the shards."""
         return sum("-part" not in name for name in self.shards()) - 1
 
     @field_validator("files")
@@ -91,30 +90,30 @@ class Manifest(Value):
         return files
 
     def shards(self) -> list[str]:
-        """The safetensors files, in order."""
+        """Return the names of the safetensors files, in order."""
         return sorted(name for name in self.files if name.endswith(".safetensors"))
 
     def write(self, directory: Path) -> None:
-        """Write `quept.json`."""
+        """Write `quept.json` into a directory."""
         text = json.dumps(sealed(self.model_dump(mode="json")), indent=2, sort_keys=True) + "\n"
         with replacing(directory / MANIFEST) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says, with the SHA-256 of that: of its JSON with sorted keys and without spaces."""
+    """Return a manifest's content with its SHA-256: that of the content as JSON with sorted keys and without spaces."""
     said = {key: value for key, value in data.items() if key != SEAL}
     canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return {**said, SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def is_artifact(directory: str | Path) -> bool:
-    """Whether the directory holds an artifact of any version."""
+    """Return whether a directory holds an artifact, of any format version."""
     return (Path(directory) / MANIFEST).is_file()
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
-    """Records of all files below `directory` but the manifest itself, by relative name."""
+    """Return a record of every file below `directory` except the manifest, by relative name."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
         path.relative_to(directory).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
@@ -123,9 +122,11 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
 
 
 def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
-    """Read and check `quept.json`; with `verify`, also the size and SHA-256 of every file it lists.
+    """Read and check `quept.json` and, with `verify`, the size and SHA-256 of every file that it lists.
 
-    Raises `InvalidInput` where there is no artifact, `CorruptArtifact` where it is damaged or of another version.
+    Raises:
+        InvalidInput: There is no artifact in the directory.
+        CorruptArtifact: The artifact is damaged or of an unknown format version.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -158,7 +159,9 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             try:
                 _verify(path, record)
             except OSError as error:
-                raise CorruptArtifact(f"The artifact's file {path} cannot be read ({error.strerror}).") from None
+                raise CorruptArtifact(
+                    f"The artifact's file {path} cannot be read ({error.strerror}); check its permissions."
+                ) from None
     return manifest
 
 
@@ -175,7 +178,7 @@ def _understood(data: dict[str, Any], path: Path) -> Manifest:
 
 
 def _read_by_transformers(directory: Path) -> set[str]:
-    """Files below the directory that would be read if they were there, by relative name."""
+    """Return the files below a directory that transformers may read, by relative name."""
     paths = (path for path in directory.rglob("*") if path.suffix in READ_SUFFIXES and path.name != MANIFEST)
     return {path.relative_to(directory).as_posix() for path in paths}
 

@@ -21,10 +21,16 @@ def write_shards(
     limit: int = SHARD_LIMIT,
     note: str | None = None,
 ) -> list[Path]:
-    """Write tensors to `<stem>.safetensors`, and to `<stem>-part2`, ... beside it where they exceed `limit` bytes.
+    """Write tensors to `<stem>.safetensors` and, if they exceed `limit` bytes, to `<stem>-part2.safetensors` and so on.
 
-    The first shard carries the plain name and is written last: where it stands, the others do too. `note` goes into
-    its header. It is the header's only entry, because safetensors does not order them and bytes must not vary.
+    The first shard has the plain name and is written last: if it exists, all others do. `note` becomes the only entry
+    of its header, because safetensors writes several in no fixed order and the bytes must not vary.
+
+    Returns:
+        The paths of the shards, in order.
+
+    Raises:
+        QueptError: A file cannot be written.
     """
     parts = list(_split(tensors, limit))
     names = [stem] + [f"{stem}-part{number}" for number in range(2, len(parts) + 1)]
@@ -36,14 +42,20 @@ def write_shards(
 
 
 def read_shards(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the shards, mapped into memory rather than read; `CorruptArtifact` names a bad file."""
+    """Return all tensors of shards by name, mapped into memory rather than read.
+
+    Raises:
+        CorruptArtifact: A file cannot be read, or two hold a tensor of one name.
+    """
     tensors: dict[str, Tensor] = {}
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
                 if twice := names & tensors.keys():
-                    raise CorruptArtifact(f"{path} holds the tensor {sorted(twice)[0]}, which another shard holds too.")
+                    raise CorruptArtifact(
+                        f"{path} holds the tensor {sorted(twice)[0]}, as another shard does; copy them again."
+                    )
                 tensors.update({name: file.get_tensor(name) for name in sorted(names)})
         except (SafetensorError, OSError, ValueError) as error:
             raise CorruptArtifact(_unreadable(path, error)) from None
@@ -51,7 +63,11 @@ def read_shards(paths: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def read_note(path: Path) -> str | None:
-    """The note in a shard's header; `CorruptArtifact` for a bad file."""
+    """Return the note in a shard's header, if any.
+
+    Raises:
+        CorruptArtifact: The file cannot be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             note: str | None = (file.metadata() or {}).get(NOTE)
@@ -61,15 +77,15 @@ def read_note(path: Path) -> str | None:
 
 
 def shards_of(directory: Path, stem: str) -> list[Path]:
-    """The shards that `write_shards` wrote under this stem, or none if it has not finished."""
+    """Return the shards that `write_shards` wrote under a stem, in order; none if it has not finished."""
     first = directory / f"{stem}.safetensors"
     return [first, *sorted(directory.glob(f"{stem}-part*.safetensors"))] if first.is_file() else []
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    # What is wrong may quote as much of the file as its author wants.
+    # The message may quote the file, at any length.
     shortened = " ".join(str(error)[:300].split())
-    return f"{path} is truncated or not a safetensors file ({shortened})."
+    return f"{path} is truncated or not a safetensors file ({shortened}); copy it again."
 
 
 def _split(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Preparations of a block that leave its full-precision function unchanged."""
+"""Transforms of a block that leave its full-precision function unchanged."""
 
 from quept.config import Recipe
 from quept.transforms.base import FoldedInput, Transform
@@ -8,7 +8,7 @@ from quept.transforms.smoothing import ChannelScales, Smooth, fit
 
 
 def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
-    """The transforms that a recipe enables, in the order in which they are folded."""
+    """Return the transforms that a recipe enables, in the order in which they are folded."""
     chosen: list[Transform] = []
     if recipe.rotation.enabled:
         chosen.append(Rotate(recipe.rotation))

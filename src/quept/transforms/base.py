@@ -1,7 +1,8 @@
-"""What prepares a block for rounding without changing its full-precision function.
+"""The interface of a transform, which prepares a block for rounding without changing its full-precision function.
 
-A transform is one file: what it folds into a block's weights, and what of it remains to be done as the model runs.
-The first happens once, in calibration; the second also whenever an artifact is loaded, from settings alone.
+A transform is one file with two parts. `fold` changes a block's weights, once, in calibration. `online` and `attach`
+give the operations that the model then needs at run time; they follow from settings alone, so that loading an artifact
+can repeat them.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,11 @@ from quept.models import BlockContext
 
 
 class FoldedInput(NamedTuple):
-    """What became of a linear's input: `(x - shift) / scale`, both `(in,)`; None is a shift of nothing.
+    """The change of a linear's input, to `(x - shift) / scale`, with which `fold` changed its weight to match.
 
-    The columns of its weight were multiplied by `scale`.
+    Attributes:
+        scale: Factor of the weight's columns, `(in,)`.
+        shift: Offset of the input, `(in,)`; None for zero.
     """
 
     scale: Tensor
@@ -24,32 +27,37 @@ class FoldedInput(NamedTuple):
 
 
 class Transform:
-    """The parts that a transform may have; each does nothing unless it is overridden."""
+    """A transform of blocks. Every method but `fold` may be left as it is, which does nothing."""
 
     def online(self, block: nn.Module, context: BlockContext) -> Mapping[str, OnlineTransform]:
-        """What the inputs of a block's linears go through as the model runs, by path in the block.
+        """Return the operations on linears' inputs at run time, by path in the block.
 
-        Linears that read the same tensor get the same transform. One with learned tensors is a module: its parameters
-        are stored with the linears.
+        Linears that read one tensor must get equal operations. An operation with learned tensors is a module: its
+        parameters are stored with the linears.
         """
         return {}
 
     def attach(self, block: nn.Module, context: BlockContext) -> None:
-        """Make the rest of the block do what remains to be done as the model runs."""
+        """Add the other operations that the block needs at run time, in place."""
 
     def observed_inputs(self, context: BlockContext) -> frozenset[str]:
-        """The linears, by path in the block, of whose inputs `fold` needs a sample."""
+        """Return the paths in the block of linears whose inputs `fold` needs a sample of."""
         return frozenset()
 
     def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
-        """Change the block's weights, in place, so that together with what is done online nothing has changed.
+        """Change the block's weights, in place; together with the operations at run time its function stays the same.
 
-        `inputs` holds samples of input rows, `(tokens, in)`, of the linears in `observed_inputs`. Returns, by
-        linear, where inputs moved channel by channel and that is all that happened: plain rounding of the original
-        weights can then still be told.
+        Args:
+            block: The block, with elastic linears.
+            context: Architecture, configuration and position of the block.
+            inputs: Samples of input rows, `(tokens, in)`, of the linears in `observed_inputs`, by path.
+
+        Returns:
+            The change of each linear's input, by path, if that is the only change: the error of plain rounding of the
+            original weights can then be computed too.
         """
         raise NotImplementedError
 
     def notes(self, block: nn.Module, context: BlockContext) -> list[str]:
-        """What a user should know about the transform of this model's blocks, a sentence each."""
+        """Return sentences for the user about limits of the transform in this model."""
         return []

@@ -1,12 +1,12 @@
-"""LayerNorm reparameterisation (RepQ-ViT, arXiv 2212.08254): one scale per tensor where each channel wants its own.
+"""LayerNorm reparameterization (RepQ-ViT, arXiv 2212.08254): channels with one range, so that one scale suits a tensor.
 
-Behind a norm, channels differ much in where their values lie and how far they spread. Each is shifted and scaled to the
-range that all have on average; the norm's weight and bias make it so, and the linears that read it undo it: with
-`x = r x' + t`, `W x + b = (W r) x' + (b + W t)`. The shift is left out where a linear has no bias to
-take it in, or where zeros are put beside what the norm gives.
+Channels behind a norm differ much in the position and the spread of their values. Each is shifted and scaled to the
+average range of all; this is folded into the norm's weight and bias, and the linears that read the norm undo it: with
+`x = r x' + t`, `W x + b = (W r) x' + (b + W t)`. There is no shift where a linear has no bias to take it in, or where
+zeros are added beside the norm's outputs.
 
-Columns of the weights are multiplied by what channels are divided by, which makes them harder to round. How far to go
-may be searched: scales to a power, and that share of the shift.
+The columns of the weights are multiplied by `r`, which makes them harder to round. A search may therefore choose a
+strength `p` from 0 to 1 for each norm: scale `r ** p` and shift `p t`.
 """
 
 from collections.abc import Mapping
@@ -23,27 +23,25 @@ from quept.numerics import affine
 from quept.numerics.activations import TINY, Sample, best_range, fake_quantize_tensor
 from quept.transforms.base import FoldedInput, Transform
 
-COVERED = 0.999  # of a channel's values lie in its range; the rest are outliers, which steps should not follow
-LEAST = 1e-3  # of the average spread: narrower channels are taken for that wide, lest weights become tiny
-
-
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of which a search takes one
-SEARCHED = 512  # rows that strengths are tried on
+COVERED = 0.999  # quantile at which a channel's range ends on either side; values beyond are outliers
+LEAST = 1e-3  # smallest scale, as a fraction of the average spread: smaller ones would make weights tiny
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # candidates of a search
+SEARCHED = 512  # rows that a search tries the strengths on
 
 
 @dataclass(frozen=True)
 class Reparameterize(Transform):
-    """Reparameterisation of every norm whose outputs only linears read, as a recipe says."""
+    """Reparameterization of every norm whose outputs only linears read; settings are those of a recipe."""
 
     recipe: Recipe
 
     def observed_inputs(self, context: BlockContext) -> frozenset[str]:
-        """One consumer of each norm."""
+        """Return one consumer of each norm."""
         return frozenset(site.consumers[0] for site in _norms(context))
 
     @torch.no_grad()
     def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
-        """Measure each channel's range, and move what differs from the average into the norm and its consumers."""
+        """Measure each channel's range, and fold its difference from the average into the norm and its consumers."""
         moved = {}
         for site in _norms(context):
             norm: Any = block.get_submodule(site.producer)
@@ -63,20 +61,20 @@ class Reparameterize(Transform):
         return moved
 
     def _chosen(self, rows: Tensor, weights: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
-        """Scale and shift, `(in,)`, for rows `(tokens, in)` that weights `(out, in)` multiply."""
+        """Return scale and shift, `(in,)`, for input rows `(tokens, in)` of weights `(out, in)`."""
         scale, shift = common_range(rows, shifted)
         strength = self.recipe.reparameterization.strength
         if strength == "search":
             few = rows[:: max(1, len(rows) // SEARCHED)]
             errors = torch.stack(
-                [self._errors((few - share * shift) / scale**share, weights * scale**share) for share in STRENGTHS]
+                [self._errors((few - power * shift) / scale**power, weights * scale**power) for power in STRENGTHS]
             )
-            # Against none at all, so that every width counts alike; the weaker one where two are as good.
+            # Relative to strength 0, so that every bit-width counts alike; the weaker of two that are equally good.
             strength = STRENGTHS[int((errors / errors[0].clamp_min(TINY)).sum(1).argmin())]
         return scale**strength, strength * shift
 
     def _errors(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The squared error of `rows @ weights.T` at each width, both rounded, `(widths,)`."""
+        """Return the mean squared error of `rows @ weights.T` at each bit-width, both rounded, `(bit-widths,)`."""
         exact, errors = rows @ weights.T, []
         sample, extremes = Sample.of(rows, count=SEARCHED * 8), torch.stack(rows.aminmax())
         for bits in self.recipe.bits:
@@ -93,9 +91,13 @@ class Reparameterize(Transform):
 
 
 def common_range(rows: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
-    """The scale `r` and shift `t`, `(in,)`, with which `(x - t) / r` has one range in all channels of `(tokens, in)`.
+    """Return scale `r` and shift `t`, `(in,)`, with which `(x - t) / r` has one range in all channels of `rows`.
 
-    That range is the average of the channels' own in place and width. Without a shift it is only as wide.
+    Its center and spread are the averages over the channels; without a shift, its spread only.
+
+    Args:
+        rows: Input rows, `(tokens, in)`.
+        shifted: Whether to shift; otherwise `t` is zero.
     """
     ordered = rows.sort(0).values
     last = len(rows) - 1

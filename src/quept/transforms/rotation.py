@@ -1,14 +1,15 @@
-"""QuaRot (arXiv 2404.00456): rotations that spread outliers, in the weights where possible, online where not.
+"""QuaRot (arXiv 2404.00456): rotations that spread outliers, folded into weights where possible, else at run time.
 
-- The residual stream is rotated when it enters the first block, and rotated back when it leaves the last. In between
-  the rotation is in the weights of the linears that write to it and read from it; the norms' weights move into the
-  readers, since a norm without weights commutes with rotations. Norms that subtract the mean commute with those that
-  leave the mean where it is. Embeddings and head stay as they are, so that tied weights stay tied.
-- Values are rotated per head, in the weights of the value projection and of the linear behind attention. Where a recipe
-  wants it, attention's outputs are rotated over all heads as well, online.
-- All other inputs, behind an activation function for instance, are rotated as the model runs.
+- The residual stream is rotated where it enters the first block, and rotated back where it leaves the last. In between
+  the rotation is in the weights of the linears that write to it and read from it. The norms' weights are folded into
+  the linears that read them, since a norm without weights commutes with rotations; a norm that subtracts the mean
+  commutes with rotations that keep the mean. Embeddings and head do not change, so that tied weights stay tied.
+- Values are rotated per head, in the weights of the value projection and of the output projection. If a recipe enables
+  `across_heads`, the input of the output projection is also rotated over all heads at run time.
+- All other inputs, for instance those behind an activation function, are rotated at run time.
 
-Where norms stand between linears and the residual stream (Gemma), its readers' inputs are rotated online instead.
+Where a norm lies between a linear's output and the residual stream (Gemma), the residual stream is not rotated, and the
+inputs of the linears that read it are rotated at run time.
 """
 
 import hashlib
@@ -29,11 +30,10 @@ from quept.transforms.base import FoldedInput, Transform
 
 
 class StreamRotation:
-    """The rotation of a residual stream of `size` channels: Hadamard's, after random signs.
+    """The rotation of a residual stream of `size` channels: random signs, then a Hadamard matrix.
 
-    The signs keep channels that are large together from adding up; they are the same on every machine. With `centered`,
-    a reflection follows that takes the rotated vector of ones back to where it was, so that the mean of the channels
-    does not change.
+    The signs keep channels that are large together from adding up; they are equal on every machine. If `centered`, a
+    reflection follows that maps the rotated vector of ones back to the vector of ones, so that means do not change.
     """
 
     def __init__(self, size: int, centered: bool) -> None:
@@ -45,11 +45,11 @@ class StreamRotation:
         self.across = across / length if centered and length > 1e-6 else None
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`Q v` for every vector `v` along the last dimension."""
+        """Return `Q v` for every vector `v` along the last dimension."""
         return self._reflect(rotate(values * self.signs.to(values), self.hadamard))
 
     def inverse(self, values: Tensor) -> Tensor:
-        """`Q^T v` for every vector `v` along the last dimension."""
+        """Return `Q^T v` for every vector `v` along the last dimension."""
         return rotate(self._reflect(values), self.hadamard, inverse=True) * self.signs.to(values)
 
     def _reflect(self, values: Tensor) -> Tensor:
@@ -62,12 +62,12 @@ class StreamRotation:
 
 @dataclass(frozen=True)
 class Rotate(Transform):
-    """QuaRot's rotations for every block."""
+    """QuaRot's rotations of every block."""
 
     settings: Rotation = field(default_factory=lambda: Rotation(enabled=True))
 
     def online(self, block: nn.Module, context: BlockContext) -> Mapping[str, OnlineTransform]:
-        """A Hadamard rotation for every input that no rotation in the weights reaches."""
+        """Return a Hadamard rotation for every input that no rotation in the weights reaches."""
         folded = _folded(context.architecture, context.config, self.settings)
         linears = [path for readers in context.architecture.inputs if not folded & set(readers) for path in readers]
         return {path: hadamard.Rotation.of(weight_of(block.get_submodule(path)).shape[1]) for path in linears}
@@ -84,7 +84,7 @@ class Rotate(Transform):
 
     @torch.no_grad()
     def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
-        """Rotate the weights, and move the norms' weights into their readers."""
+        """Rotate the weights, and fold the norms' weights into the linears that read them."""
         architecture = context.architecture
         stream = _stream(architecture, context.config)
         if stream is not None:
@@ -104,7 +104,7 @@ class Rotate(Transform):
         return {}
 
     def notes(self, block: nn.Module, context: BlockContext) -> list[str]:
-        """Which channels are rotated in parts, and whether the residual stream is rotated in the weights."""
+        """Say which channels are rotated in parts, and whether the residual stream is not rotated in the weights."""
         architecture, config = context.architecture, context.config
         online = self.online(block, context)
         rotated = {f"the inputs of {path}": _inputs_of(block, path) for path in online}
@@ -118,7 +118,7 @@ class Rotate(Transform):
         else:
             notes.append(
                 f"The residual stream of this {architecture.model_type} cannot be rotated in the weights around it, so "
-                f"{len(online)} inputs per block are rotated as the model runs."
+                f"{len(online)} inputs per block are rotated at run time."
             )
         for what, size in rotated.items():
             if not (rotation := hadamard.Rotation.of(size)).whole:
@@ -129,7 +129,7 @@ class Rotate(Transform):
 
 @dataclass(frozen=True)
 class _Enter:
-    """A hook on the first block: rotates its input."""
+    """A hook on the first block that rotates its input."""
 
     stream: StreamRotation
 
@@ -139,7 +139,7 @@ class _Enter:
 
 @dataclass(frozen=True)
 class _Leave:
-    """A hook on the last block: rotates its output back."""
+    """A hook on the last block that rotates its output back."""
 
     stream: StreamRotation
 
@@ -150,13 +150,13 @@ class _Leave:
 
 
 def _signs(purpose: str, size: int) -> Tensor:
-    """Plus and minus one, `(size,)`, the same on every machine."""
+    """Return random signs, `(size,)`, equal on every machine for equal arguments."""
     drawn = hashlib.shake_256(purpose.encode()).digest(size)
     return torch.tensor([1.0 if byte & 1 else -1.0 for byte in drawn], dtype=torch.float64)
 
 
 def _stream(architecture: Architecture, config: Any) -> StreamRotation | None:
-    """The rotation of the residual stream, where it can be in the weights."""
+    """Return the rotation of the residual stream, or None if it cannot be folded into the weights."""
     residual = architecture.residual
     if residual is None or not residual.when(config):
         return None
@@ -164,7 +164,7 @@ def _stream(architecture: Architecture, config: Any) -> StreamRotation | None:
 
 
 def _folded(architecture: Architecture, config: Any, settings: Rotation) -> set[str]:
-    """The linears whose inputs are rotated by the weights in front of them, and need nothing more."""
+    """Return the linears whose inputs are rotated by the weights before them alone."""
     stream = _stream(architecture, config)
     return {
         path
@@ -192,9 +192,9 @@ def _rotate_outputs(linear: Any, rotation: Callable[[Tensor], Tensor]) -> None:
 
 
 def _rotate_values(block: nn.Module, producer: str, consumers: tuple[str, ...], values: Values, config: Any) -> None:
-    """Rotate each head's values where they are made, and take the rotation out again behind attention.
+    """Rotate each head's values in the value projection, and back in the output projection.
 
-    Signs follow, drawn per key-value head: a rotation over all heads would undo part of this one without them.
+    Random signs per key-value head follow: without them, a rotation over all heads would undo part of this one.
     """
     made: Any = block.get_submodule(producer)
     rows_made, taken = weight_of(made), [weight_of(block.get_submodule(path)) for path in consumers]
@@ -215,7 +215,7 @@ def _rotate_values(block: nn.Module, producer: str, consumers: tuple[str, ...], 
 
 
 def _move_norm(block: nn.Module, norm_path: str, consumers: tuple[str, ...], offset: float) -> None:
-    """Move a norm's weight and bias, where it has them, into the linears that read it."""
+    """Fold a norm's weight and bias, if it has them, into the linears that read it."""
     norm: Any = block.get_submodule(norm_path)
     for path in consumers:
         linear: Any = block.get_submodule(path)

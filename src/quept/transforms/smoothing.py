@@ -1,11 +1,11 @@
-"""AWQ-style smoothing: scales move from the weights' producer into the weights, where they lower rounding error.
+"""AWQ-style smoothing (arXiv 2306.00978): channel scales, folded into weights, that lower the rounding error.
 
-Channels whose activations are large deserve finer weights. A site multiplies the input columns of its consumers by
-`s` and divides the matching output channels of their producer by it, which leaves the function unchanged; `s` is
-the mean magnitude of the channel's activations to the power that rounds best at the low widths (AWQ, eq. 4 and 5).
-Scales are powers of two: dividing and multiplying by them is exact in every floating-point format, so that the
-folded model's full precision output equals the original's bit for bit. Norms that add an offset to their weight are
-the exception: they are kept in float32, in which the folded weight is as good as exact.
+Weights of channels with large activations deserve finer steps. At a site the input columns of the consumers are
+multiplied by `s`, and the matching output channels of their producer are divided by it, which leaves the function
+unchanged; `s` is the mean magnitude of the channel's activations to the power that rounds best at low bit-widths (AWQ,
+eq. 4 and 5). Scales are powers of two: multiplying and dividing by them is exact in every floating-point format, so the
+full-precision output stays equal bit for bit. Norms that add an offset to their weight are the exception: they are kept
+in float32, in which the folded weight is almost exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,19 @@ from quept.transforms.base import FoldedInput, Transform
 
 @dataclass(frozen=True)
 class ChannelScales:
-    """What smoothing multiplies the input columns of linears and divides the output rows of producers by."""
+    """The scales of a block's sites.
+
+    Attributes:
+        columns: Factors of the input columns of consumers, `(in,)`, by path.
+        rows: Divisors of the output channels of producers, `(out,)`, by path.
+    """
 
     columns: Mapping[str, Tensor]
     rows: Mapping[str, Tensor]
 
     @torch.no_grad()
     def fold(self, block: nn.Module, architecture: Architecture) -> None:
-        """Move the scales into the block's weights, in place."""
+        """Fold the scales into the block's weights, in place."""
         for path, scale in self.columns.items():
             weight = weight_of(block.get_submodule(path))
             weight.mul_(scale)
@@ -48,16 +53,16 @@ class ChannelScales:
 
 @dataclass(frozen=True)
 class Smooth(Transform):
-    """Smoothing of every block, as a recipe says."""
+    """Smoothing of every block; settings are those of a recipe."""
 
     recipe: Recipe
 
     def observed_inputs(self, context: BlockContext) -> frozenset[str]:
-        """One consumer of each site."""
+        """Return one consumer of each site."""
         return frozenset(site.consumers[0] for site in context.architecture.sites_for(context.config))
 
     def fold(self, block: nn.Module, context: BlockContext, inputs: Mapping[str, Tensor]) -> Mapping[str, FoldedInput]:
-        """Search the scales, and move them into the block's weights."""
+        """Search the scales, and fold them into the block's weights."""
         recipe = self.recipe
         scales = fit(
             block, context.architecture, context.config, inputs, recipe.smoothing, recipe.granularity, recipe.bits
@@ -78,10 +83,18 @@ def fit(
 ) -> ChannelScales:
     """Search the scales of every site of a block.
 
-    `inputs` holds for each linear, by path in the block, a sample of its input rows, `(tokens, in)`. The search
-    counts the widths of `settings.bits` that are in `bits`, or the lowest of `bits` if there are none.
+    The error is summed over the bit-widths of `settings.bits` that are in `bits`, or is that of the lowest of `bits`.
+
+    Args:
+        block: The block; it is not changed.
+        architecture: The block's architecture.
+        config: The model's configuration.
+        inputs: Samples of linears' input rows, `(tokens, in)`, by path in the block.
+        settings: Bit-widths and candidates of the search.
+        granularity: Inputs per scale when weights are rounded.
+        bits: The recipe's bit-widths.
     """
-    low_bits = [width for width in settings.bits if width in bits] or [min(bits)]
+    low_bits = [each for each in settings.bits if each in bits] or [min(bits)]
     columns: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
     for site in architecture.sites_for(config):
@@ -90,8 +103,8 @@ def fit(
         weights = [weight_of(block.get_submodule(path)).float() for path in site.consumers]
         scale = _search(sample, weights, producer_rows, settings.grid, granularity, low_bits)
         if f"{site.producer}.weight" in architecture.float32_parameters:
-            # A common factor changes no code. With this one the norm's weights only grow, so that they keep their
-            # precision beside the offset if the model is cast to a narrower dtype later.
+            # A common factor changes no code. With this one the norm's weights only grow, which keeps their precision
+            # beside the offset if the model is cast to a narrower dtype later.
             scale = scale / scale.max()
         columns.update(dict.fromkeys(site.consumers, scale))
         rows[site.producer] = _producer_scale(block, site, producer_rows, scale)
@@ -106,14 +119,14 @@ def _search(
     granularity: Granularity,
     bits: Sequence[int],
 ) -> Tensor:
-    """The column scale, `(in,)`, with the least summed relative output error; all ones if nothing is better."""
+    """Return the column scale, `(in,)`, with the least summed relative output error; ones if no other is better."""
     magnitude = _mean_over_shared(sample.abs().mean(0), producer_rows)
     exact = [sample @ weight.T for weight in weights]
     best, best_error, plain_errors = torch.ones_like(magnitude), float("inf"), None
     for step in range(steps):
         scale = _power_of_two(magnitude.clamp_min(1e-8) ** (step / steps))
         errors = torch.stack([_output_error(sample, weights, exact, scale, granularity, b) for b in bits])
-        # Step 0 is no smoothing: measuring against it lets every width count alike.
+        # Step 0 is no smoothing; relative to it, every bit-width counts alike.
         plain_errors = errors.clamp_min(torch.finfo(errors.dtype).tiny) if plain_errors is None else plain_errors
         error = float((errors / plain_errors).sum())
         if error < best_error:
@@ -122,7 +135,7 @@ def _search(
 
 
 def _power_of_two(scale: Tensor) -> Tensor:
-    """The nearest powers of two (in the exponent) of `scale`, centred around one."""
+    """Return `scale` rounded to powers of two, with exponents centred around zero."""
     exponent = scale.log2()
     centre = (exponent.max() + exponent.min()) / 2
     return torch.exp2((exponent - centre).round().clamp(-8, 8))
@@ -136,7 +149,7 @@ def _output_error(
     granularity: Granularity,
     bits: int,
 ) -> Tensor:
-    """Squared error of the consumers' outputs when their scaled weights are rounded to nearest."""
+    """Return the mean squared error of the consumers' outputs if their scaled weights are rounded to nearest."""
     total = sample.new_zeros(())
     scaled_sample = sample / scale
     for weight, output in zip(weights, exact, strict=True):
@@ -148,7 +161,7 @@ def _output_error(
 
 
 def _mean_over_shared(magnitude: Tensor, producer_rows: Tensor) -> Tensor:
-    """Channels that share a producer row must share a scale: their mean magnitude, per channel."""
+    """Return the mean magnitude over channels that share a producer row, which must share a scale, per channel."""
     size = int(producer_rows.max()) + 1
     total = magnitude.new_zeros(size).index_add_(0, producer_rows, magnitude)
     count = magnitude.new_zeros(size).index_add_(0, producer_rows, torch.ones_like(magnitude))
@@ -156,7 +169,7 @@ def _mean_over_shared(magnitude: Tensor, producer_rows: Tensor) -> Tensor:
 
 
 def _producer_scale(block: nn.Module, site: Site, producer_rows: Tensor, scale: Tensor) -> Tensor:
-    """The scale for every output channel of the producer; one where no consumer reads it."""
+    """Return the scale of every output channel of the producer; one where no consumer reads the channel."""
     channels = _output_channels(block.get_submodule(site.producer))
     full = scale.new_ones(channels)
     full[producer_rows] = scale
