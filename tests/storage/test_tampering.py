@@ -152,7 +152,7 @@ def test_an_artifact_of_any_dtype_loads_in_any_other(tiny_model, windows, tmp_pa
     model = quept.load(tmp_path / "out", 8, dtype=held)
     assert {parameter.dtype for name, parameter in model.named_parameters() if name.endswith("norm.weight")} == {held}
     layer = model.model.layers[0].mlp.up_proj
-    assert layer.weight.dtype == layer.current_weight().dtype == held
+    assert layer.weight.dtype == layer.master().dtype == held
     assert {value.dtype for value in layer.learned().values()} == {torch.float32}
     assert torch.isfinite(model(windows).logits).all()
 
