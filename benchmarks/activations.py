@@ -24,7 +24,8 @@ from quept.config import FULL, Widths, parse_precisions
 from quept.data import token_stream
 from quept.evaluation import divergence, perplexity
 from quept.files import replacing
-from quept.models.checkpoint import open_model, open_tokenizer
+from quept.models import open_model
+from quept.models.checkpoint import open_tokenizer
 from quept.precision import at_precision, rounded_to_nearest
 
 RECIPES = ("weight-activation", "weight-activation-best")

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 import quept
-from quept.calibration.samples import source_of
 from quept.config import PrecisionPlan
 from quept.data import digest, load_images, token_stream
 from quept.errors import InvalidInput
@@ -136,11 +135,11 @@ class Viewer:
 
 def unseen(model: Any, options: argparse.Namespace, processor: Any, amount: dict[str, int]) -> Tensor:
     """Samples of --data that the calibration was not made with: on those a model does better than on others."""
-    manifest, source = model.quept_manifest, source_of(model.config)
+    manifest, task = model.quept_manifest, architecture_of(model.config.model_type).task
 
     def draw(seed: int, **data: int) -> Tensor:
         recipe = manifest.recipe.updated(data=manifest.recipe.data.updated(**data))
-        return source.draw(options.data, processor, model.config, recipe, seed, False, print)
+        return task.draw(options.data, processor, model.config, recipe, seed=seed, note=print)
 
     try:
         seen = {sample.numpy().tobytes() for sample in draw(manifest.provenance.seed)}
@@ -161,10 +160,10 @@ class Bench:
         self.model = quept.load(options.artifact, dtype=torch.float32, integers=False, packed=False)
         self.manifest = self.model.quept_manifest
         architecture = architecture_of(self.manifest.architecture)
-        self.judge: Judge = (Reader if architecture.predicts_tokens else Viewer)(self.model, options)
+        self.judge: Judge = (Reader if architecture.task.per_token else Viewer)(self.model, options)
         self.target = search_target(self.model, self.judge.samples)
         self.costs = Costs.of(self.model, DTYPES[self.manifest.dtype])
-        self.together = architecture.together(self.model)
+        self.together = architecture.shared_input_groups(self.model)
         self.known = options.output / "verdicts.json"
         self.verdicts: dict[str, Any] = read_json(self.known, "verdicts") if self.known.exists() else {}
         self.found = options.output / "refined.json"

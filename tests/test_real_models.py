@@ -8,7 +8,8 @@ import torch
 import quept
 from quept.data import load_images, token_stream
 from quept.evaluation import evaluate_accuracy, evaluate_widths
-from quept.models.checkpoint import open_model, open_tokenizer
+from quept.models import open_model
+from quept.models.checkpoint import open_tokenizer
 from quept.models.images import open_image_processor
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"

@@ -4,21 +4,19 @@ With `--leave`, the linears at these paths are not quantized, in any block: quep
 """
 
 import json
-from dataclasses import replace
-from unittest.mock import patch
 
 from exchange import arguments, measured, read_windows
 from transformers import AutoConfig, AutoTokenizer
 
 import quept
-from quept.models import ARCHITECTURES, Architecture, architecture_of
+from quept.models import Architecture, architecture_of
 
 
 def without(model: str, leave: list[str]) -> Architecture:
     """The model's architecture, with the linears in `leave`, paths in the model, out of every block."""
     architecture = architecture_of(AutoConfig.from_pretrained(model, local_files_only=True).model_type)
     left = {path.removeprefix(f"{architecture.blocks}.").partition(".")[2] for path in leave}
-    return replace(architecture, linears=tuple(name for name in architecture.linears if name not in left))
+    return architecture.with_linears(path for path in architecture.linears if path not in left)
 
 
 def main() -> None:
@@ -27,9 +25,9 @@ def main() -> None:
     windows = read_windows(chosen.windows)
     artifact = chosen.output / "artifact"
     architecture = without(chosen.model, chosen.leave)
-    with patch.dict(ARCHITECTURES, {architecture.model_type: architecture}):
-        work = lambda: quept.calibrate(chosen.model, artifact, data=windows, tokenizer=tokenizer)  # noqa: E731
-        result, report = measured(work)
+    result, report = measured(
+        lambda: quept.calibrate(chosen.model, artifact, data=windows, tokenizer=tokenizer, architecture=architecture)
+    )
     settings = result.manifest.recipe.reconstruction
     steps = settings.epochs * (windows.shape[0] // settings.batch_size)
     report |= {"recipe": result.manifest.recipe.name, "steps": steps, "phases": result.seconds}

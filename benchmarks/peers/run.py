@@ -21,7 +21,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from quept_peer import without
@@ -38,7 +37,7 @@ from quept.files import replacing
 from quept.layers import paths
 from quept.layers.paths import LinearSetting
 from quept.layers.size import full_precision_bytes, packed_bytes
-from quept.models import ARCHITECTURES
+from quept.models import architecture_of, register_architecture
 from quept.models.checkpoint import open_tokenizer
 from quept.precision import elastic_linears, rounded_to_nearest, set_precision
 
@@ -186,8 +185,12 @@ class Bench:
             methods = " and ".join(dict.fromkeys(row["method"] for row in rows))
             output, report = run_peer("quept", 0, 0, self.options, f"quept-without-{number}", leave)
             architecture = without(self.options.model, list(leave))
-            with patch.dict(ARCHITECTURES, {architecture.model_type: architecture}):
+            whole = architecture_of(architecture.model_type)
+            register_architecture(architecture, replace=True)
+            try:
                 model = quept.load(output / "artifact", dtype=torch.float32)
+            finally:
+                register_architecture(whole, replace=True)
             for bits in dict.fromkeys(row["bits"] for row in rows):
                 set_precision(model, bits)
                 yield self.row(f"quept, the linears of {methods}", bits, self.measure(model), report, list(leave))

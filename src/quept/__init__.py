@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quept.evaluation import evaluate_widths
     from quept.evaluation.perplexity import perplexity
     from quept.generation import KeyValueCache
+    from quept.models import register_architecture
     from quept.precision import at_precision, precision_of, prefetch, set_precision
     from quept.recipes import load_recipe
     from quept.search import allocate, measure_sensitivity
@@ -26,6 +27,7 @@ _HOME = {
     "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
     "evaluation": ("evaluate_widths", "perplexity"),
     "generation": ("KeyValueCache",),
+    "models": ("register_architecture",),
     "precision": ("at_precision", "precision_of", "prefetch", "set_precision"),
     "recipes": ("load_recipe",),
     "search": ("allocate", "measure_sensitivity"),
@@ -54,6 +56,7 @@ __all__ = [
     "perplexity",
     "precision_of",
     "prefetch",
+    "register_architecture",
     "save",
     "set_precision",
 ]

@@ -8,19 +8,23 @@ from typing import Any
 
 from torch import nn
 
+from quept.attention import attach, attach_operands
 from quept.config import Recipe
 from quept.layers import ElasticInput, ElasticLinear
 from quept.layers.inputs import OnlineTransform
 from quept.layers.linear import weight_of
 from quept.layers.replace import Layer, LayerFactory, elastic_like, replace_linears
-from quept.models import Architecture, BlockContext, architecture_of
-from quept.models.attention import attach, attach_operands
+from quept.models import Architecture, BlockContext, architecture_for
 from quept.transforms import Transform, transforms_of
 
 
-def make_elastic(model: Any, recipe: Recipe) -> None:
-    """Make a model elastic, uncalibrated, in place: its blocks, and layers outside that the recipe gives a width."""
-    architecture = architecture_of(model.config.model_type)
+def make_elastic(model: Any, recipe: Recipe, architecture: Architecture | None = None) -> None:
+    """Make a model elastic, uncalibrated, in place: its blocks, and layers outside that the recipe gives a width.
+
+    `architecture` is the model's family; None takes the registered one.
+    """
+    architecture = architecture_for(model.config, architecture)
+    architecture.check(model)
     transforms = transforms_of(recipe)
     for index, block in enumerate(architecture.block_list(model)):
         assemble(block, BlockContext.of(architecture, model, index), recipe, transforms, elastic_like)
@@ -45,7 +49,7 @@ def assemble(
     for transform in transforms:
         transform.attach(block, context)
     for attention in context.attentions:
-        if context.architecture.predicts_tokens:
+        if context.architecture.task.keeps_keys_values:
             # Where values are rotated in the weights, rotating them again would undo it.
             rotates_values = not recipe.rotation.enabled
             attach(block, context.path, attention, rotates_values, *context.architecture.keys(context.config))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from quept.attention import install
 from quept.config import FULL, Activations, PlannedWidth, PrecisionPlan, Widths
 from quept.errors import InvalidInput
 from quept.layers import AttentionOperands, ElasticLinear, WeightCache
@@ -21,7 +22,6 @@ from quept.layers.attention import OperandSetting
 from quept.layers.cache import Key, Sized
 from quept.layers.keyvalues import KeyValues
 from quept.layers.setting import Adjustable, change, enter_pass, leave_pass, scope
-from quept.models.attention import install
 
 LOADED = "quept_parts"  # the attribute under which a loaded model keeps its parts
 

@@ -1,4 +1,4 @@
-"""The versions of other packages that quept was tested with, as its own metadata gives them."""
+"""A warning for installed packages that are newer than the versions quept was tested with, by its own metadata."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ TOOLS = "dev"  # the extra whose packages do not run with quept
 
 
 def warn_untested() -> None:
-    """Warn, once for all of them, of installed packages that are newer than those quept was tested with."""
+    """Warn in one message of all installed packages that are newer than the tested versions."""
     if newer := list(_newer()):
         warnings.warn(
             f"Newer than what quept was tested with: {'; '.join(newer)}. If something fails, try a tested version.",
@@ -21,7 +21,7 @@ def warn_untested() -> None:
 
 
 def _newer() -> Iterator[str]:
-    """Each installed package that is above its range, with that range."""
+    """Yield each installed package that is above its range, with that range."""
     try:
         required = metadata.requires("quept") or []
     except metadata.PackageNotFoundError:  # run from its sources

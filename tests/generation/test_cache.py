@@ -8,10 +8,10 @@ import torch
 from families import FAMILIES
 from transformers import DynamicCache
 
+from quept.attention import attach
 from quept.errors import InvalidInput
 from quept.generation import KeyValueCache, cache_arguments
 from quept.models import architecture_of
-from quept.models.attention import attach
 from quept.numerics.keyvalues import fake_quantize
 
 ATTENTION = {"gpt_neox": "attention", "gpt2": "attn"}

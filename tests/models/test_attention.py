@@ -6,9 +6,9 @@ from comparison import relative_error
 from families import FAMILIES
 from transformers import AttentionInterface
 
+from quept.attention import attach, install, is_installed
 from quept.errors import InvalidInput
 from quept.models import architecture_of
-from quept.models.attention import attach, install, is_installed
 from quept.numerics.hadamard import Rotation
 
 ATTENTION = {"gpt_neox": "attention", "gpt2": "attn"}

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import quept
+from quept.attention import PRODUCTS
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import ModelHead, ModelStem
 from quept.config import FULL, Adapter, Reconstruction
@@ -17,7 +18,6 @@ from quept.errors import InvalidInput
 from quept.layers.convolution import ElasticConv2d
 from quept.layers.size import current_bytes, packed_bytes
 from quept.models import BlockContext, architecture_of
-from quept.models.attention import PRODUCTS
 from quept.precision import attention_operands, elastic_linears, rounded_to_nearest
 from quept.transforms import Reparameterize
 

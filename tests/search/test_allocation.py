@@ -41,7 +41,7 @@ def costs(measured):
 def together(model):
     from quept.models import architecture_of
 
-    return architecture_of(model.config.model_type).together(model)
+    return architecture_of(model.config.model_type).shared_input_groups(model)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -7,8 +7,7 @@ import torch
 
 from quept.config import Granularity, Smoothing
 from quept.layers.linear import weight_of
-from quept.models import architecture_of
-from quept.models.base import Features, Values
+from quept.models import Features, Values, architecture_of
 from quept.numerics import affine
 from quept.transforms import fit
 

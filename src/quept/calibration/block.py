@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from quept.assembly import assemble
+from quept.attention import ATTRIBUTE, PRODUCTS
 from quept.calibration.capture import BlockCall
 from quept.calibration.trainable import TrainableLinear
 from quept.config import Recipe
@@ -28,7 +29,6 @@ from quept.layers.keyvalues import KeyValues
 from quept.layers.replace import put
 from quept.layers.tensors import copy_sharing
 from quept.models import BlockContext
-from quept.models.attention import ATTRIBUTE, PRODUCTS
 from quept.models.checkpoint import cast_parameters
 from quept.transforms import FoldedInput, Transform, transforms_of
 

@@ -98,7 +98,7 @@ class ModelStem:
     def hidden_states(self, samples: Tensor) -> Tensor:
         """The first block's input, `(batch, tokens, hidden)`."""
         with quiet(), suppress(_AllBlocksCalled):
-            self._base(**self._architecture.arguments(samples))
+            self._base(**self._architecture.task.arguments(samples))
         hidden = self._recorders[0].hidden
         assert hidden is not None
         return hidden
@@ -124,8 +124,8 @@ class ModelHead:
         self._architecture, self._sample = architecture, sample.to(device)
         self._unused = copy_sharing(self.model)  # what copies are made of: another thread may be running any other
         self._spare, self._lock = [self.model], Lock()
-        self.per_token = architecture.predicts_tokens
-        self.classes = int(model.config.vocab_size if self.per_token else model.config.num_labels)
+        self.per_token = architecture.task.per_token
+        self.classes = architecture.task.classes(model.config)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """The logits, `(batch, tokens, classes)` or `(batch, classes)`, that follow from the last block's output."""
@@ -137,7 +137,7 @@ class ModelHead:
         first.replacement = hidden
         try:
             with quiet():
-                logits: Tensor = model(**self._architecture.arguments(placeholders)).logits
+                logits: Tensor = model(**self._architecture.task.arguments(placeholders)).logits
             return logits
         finally:
             first.replacement = None

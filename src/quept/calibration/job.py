@@ -15,23 +15,43 @@ from transformers import PreTrainedModel
 from quept import __version__, ops
 from quept.calibration.forward import WORTH_COMPILING
 from quept.calibration.reconstruct import trained_tokens
-from quept.calibration.samples import source_of
 from quept.config import Recipe
 from quept.data import digest
 from quept.devices import choose_device
 from quept.errors import InvalidInput
 from quept.formats.dtypes import DTYPES
 from quept.layers import learned_names, stored_tensors
-from quept.models import Architecture, architecture_of
-from quept.models.checkpoint import check_and_digest, open_model, read_config
+from quept.models import Architecture, architecture_for
+from quept.models.checkpoint import check_and_digest, read_config
 from quept.recipes import load_recipe
 from quept.storage.artifact import skeleton
 from quept.storage.manifest import Provenance
 
 
 @dataclass(frozen=True)
+class Request:
+    """The arguments of `calibrate` that determine its result; `processor` is the tokenizer or the image processor."""
+
+    model: Any
+    processor: Any
+    data: str | Path | Tensor
+    recipe: str | Path | Recipe | None
+    architecture: Architecture | None
+    samples: int | None
+    sequence_length: int | None
+    seed: int
+    device: str
+    compiled: bool | None
+    strict: bool
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise InvalidInput(f"The seed is {self.seed!r}, but must be a whole number from 0 to 2**63 - 1.")
+
+
+@dataclass(frozen=True)
 class Job:
-    """Everything that determines the result of a calibration, and nothing else."""
+    """Everything that determines the result of a calibration, opened and checked, and nothing else."""
 
     model: Any
     processor: Any
@@ -51,78 +71,78 @@ class Job:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What must agree for a run to be resumed."""
+        """The facts that must agree for a run to be resumed."""
         return {"recipe": self.recipe.model_dump(mode="json"), **self.provenance.model_dump(mode="json")}
 
     def generator(self, block: int, purpose: str) -> torch.Generator:
-        """A random generator that depends on the seed, the block and the purpose alone, so that work can resume."""
+        """Return a random generator that depends on nothing but seed, block and purpose, so that work can resume."""
         name = f"{self.seed}/{block}/{purpose}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7], "big"))
 
 
-def prepare(
-    model: Any,
-    processor: Any,
-    data: str | Path | Tensor,
-    recipe: str | Path | Recipe | None,
-    samples: int | None,
-    sequence_length: int | None,
-    seed: int,
-    device: str,
-    compiled: bool | None,
-    strict: bool,
-    note: Callable[[str], None],
-) -> Job:
-    """Open the model, the recipe and the data, and check that they fit; see `calibrate` for the arguments.
+def prepare(request: Request, note: Callable[[str], None]) -> Job:
+    """Open the model, the recipe and the data, and check that they fit together; `note` is told what gives way.
 
-    `processor` is the tokenizer, or what prepares images.
+    Raises `InvalidInput` for a request that cannot be fulfilled, `CalibrationFailed` for weights that are not finite.
     """
-    where = choose_device(device)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidInput(f"The seed is {seed!r}, but must be a whole number from 0 to 2**63 - 1.")
-    source = str(model) if isinstance(model, str | Path) else type(model).__name__
-    if isinstance(recipe, str | Path):
-        recipe = load_recipe(recipe)
+    device = choose_device(request.device)
+    given = load_recipe(request.recipe) if isinstance(request.recipe, str | Path) else request.recipe
+    model, processor, architecture = _open(request)
+    architecture.check(model)
+    task = architecture.task
+    recipe = load_recipe(task.default_recipe) if given is None else given
+    recipe = task.fit(recipe, model.config, request.data, request.samples, request.sequence_length, note)
+    _check_matches_config(model, recipe, architecture)
+    samples = task.draw(
+        request.data, processor, model.config, recipe, seed=request.seed, strict=request.strict, note=note
+    )
+    stored_dtype = _stored_dtype(model)
+    compute_dtype = _compute_dtype(DTYPES[stored_dtype], device)
+    compiled = request.compiled
+    if compiled is None:
+        tokens = trained_tokens(recipe, task.tokens_per_sample(model.config, samples))
+        values = tokens * model.config.hidden_size * len(architecture.block_list(model))
+        compiled = device.type == "cpu" and values >= WORTH_COMPILING
+    provenance = Provenance(
+        source=str(request.model) if isinstance(request.model, str | Path) else type(model).__name__,
+        model_sha256=check_and_digest(model),
+        data=str(request.data) if isinstance(request.data, str | Path) else task.samples_name,
+        data_sha256=digest(samples),
+        seed=request.seed,
+        device=device.type,
+        compute_dtype=str(compute_dtype).removeprefix("torch."),
+        compiled=compiled,
+        versions=_versions(rotated=recipe.rotation.enabled and device.type == "cpu"),
+    )
+    return Job(
+        model, processor, architecture, recipe, samples, device, compute_dtype, stored_dtype, request.seed, provenance
+    )
+
+
+def _open(request: Request) -> tuple[Any, Any, Architecture]:
+    """Return the model, its processor and its architecture; an unknown architecture is reported before weights load."""
+    model, processor = request.model, request.processor
     if isinstance(model, str | Path):
-        config = read_config(model)  # an unknown architecture is told first
-        processor = processor or source_of(config).open_processor(model, config)
-        model = open_model(model)
-    elif not isinstance(model, PreTrainedModel):
+        config = read_config(model)
+        architecture = architecture_for(config, request.architecture)
+        processor = processor or architecture.task.open_processor(model, config)
+        return architecture.task.open_model(model), processor, architecture
+    if not isinstance(model, PreTrainedModel):
         raise InvalidInput(
             f"The model is a {type(model).__name__}; give the path or Hub name of a Hugging Face model, or a "
             "transformers model."
         )
-    architecture, reader = architecture_of(model.config.model_type), source_of(model.config)
-    recipe = load_recipe(reader.recipe) if recipe is None else recipe
-    recipe = reader.fitted(recipe, model.config, data, samples, sequence_length, note)
-    _check_matches_config(model, recipe)
-    drawn = reader.draw(data, processor, model.config, recipe, seed, strict, note)
-    stored_dtype = _stored_dtype(model)
-    compute_dtype = _compute_dtype(DTYPES[stored_dtype], where)
-    if compiled is None:
-        values = trained_tokens(recipe, reader.tokens(model.config, drawn)) * model.config.hidden_size
-        compiled = where.type == "cpu" and values * len(architecture.block_list(model)) >= WORTH_COMPILING
-    provenance = Provenance(
-        source=source,
-        model_sha256=check_and_digest(model),
-        data=str(data) if isinstance(data, str | Path) else reader.tensor_name,
-        data_sha256=digest(drawn),
-        seed=seed,
-        device=where.type,
-        compute_dtype=str(compute_dtype).removeprefix("torch."),
-        compiled=compiled,
-        versions=_versions(rotated=recipe.rotation.enabled and where.type == "cpu"),
-    )
-    return Job(model, processor, architecture, recipe, drawn, where, compute_dtype, stored_dtype, seed, provenance)
+    return model, processor, architecture_for(model.config, request.architecture)
 
 
-def _check_matches_config(model: Any, recipe: Recipe) -> None:
-    """The artifact's model is built from the configuration: it must have a place for exactly these weights.
+def _check_matches_config(model: Any, recipe: Recipe, architecture: Architecture) -> None:
+    """Raise `InvalidInput` where the model that the configuration describes has other weights than this one.
 
-    Building it here, without weights, also tells a rank that a layer is too small for before any work is done.
+    An artifact's model is built from the configuration. Building it here, without weights, also finds a rank that a
+    layer is too small for, before any work is done.
     """
     here = stored_tensors(model).keys()
-    empty = skeleton(_described(model), recipe.updated(store={}, outer_bits=None), torch.float32)
+    empty = skeleton(_described(model), recipe.updated(store={}, outer_bits=None), torch.float32, architecture)
     if differing := sorted(here ^ (stored_tensors(empty).keys() - learned_names(empty))):
         raise InvalidInput(
             f"The model is not the one that its configuration describes: they differ in "
@@ -131,7 +151,7 @@ def _check_matches_config(model: Any, recipe: Recipe) -> None:
 
 
 def _described(model: Any) -> Any:
-    """A copy of the configuration; families with more than one class for a task are told apart by its name."""
+    """Return a copy of the configuration; its class name tells the models of a family with several classes apart."""
     config = copy.deepcopy(model.config)
     config.architectures = config.architectures or [type(model).__name__]
     return config
@@ -145,12 +165,12 @@ def _stored_dtype(model: Any) -> str:
 
 
 def _compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """bfloat16 models compute as they are where that is fast; all others in float32, which holds their weights."""
+    """Return bfloat16 for bfloat16 models where that is fast; else float32, which holds all weights exactly."""
     return torch.bfloat16 if stored == torch.bfloat16 and device.type == "cuda" else torch.float32
 
 
 def _versions(rotated: bool) -> dict[str, str]:
-    """What the numbers come from; `rotated` where rotations run on a CPU, which kernels round otherwise."""
+    """Return the versions that the numbers depend on; `rotated` where rotations run in a CPU's kernels."""
     import safetensors
     import transformers
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +10,13 @@ from torch.utils.checkpoint import checkpoint
 
 from quept.calibration.capture import ModelHead
 from quept.config import Loss
+from quept.numerics.divergence import trained_kl
 
 Rows = Sequence[int] | slice  # which samples
 Error = Callable[[Tensor], Tensor]  # a block's output, (batch, tokens, hidden), to a scalar
 Objective = Callable[[Tensor, Rows], Error]  # the samples' targets, (batch, tokens, hidden), to the error of outputs
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
-VALUES_IN_CACHE = 1 << 18  # 1 MiB in float32
 
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"mae": F.l1_loss, "mse": F.mse_loss}
 
@@ -47,7 +46,7 @@ def prediction_error(head: ModelHead, windows: Tensor | None = None, label_weigh
             return wanted if following is None else mixed(wanted, following.flatten().to(wanted.device), label_weight)
 
     def some(output: Tensor, target: Tensor, following: Tensor | None) -> Tensor:
-        return divergence(head(output).flatten(0, -2), expected(target, following))
+        return trained_kl(head(output).flatten(0, -2), expected(target, following))
 
     def objective(target: Tensor, rows: Rows) -> Error:
         batch, tokens = target.shape[0], target.shape[1] if head.per_token else 1
@@ -55,7 +54,7 @@ def prediction_error(head: ModelHead, windows: Tensor | None = None, label_weigh
         size = max(1, LOGITS_PER_CHUNK // head.classes)
         if batch * tokens <= size or not head.per_token:
             wanted = expected(target, following)  # once for all widths
-            return lambda output: divergence(head(output).flatten(0, -2), wanted) / (batch * tokens)
+            return lambda output: trained_kl(head(output).flatten(0, -2), wanted) / (batch * tokens)
 
         def error(output: Tensor) -> Tensor:
             total = output.new_zeros((), dtype=torch.float32)
@@ -87,33 +86,3 @@ def mixed(log_p: Tensor, following: Tensor, share: float) -> Tensor:
     place = (known.nonzero().squeeze(1), following[known])
     log_p[place] = torch.logaddexp(log_p[place], log_p.new_tensor(math.log(share)))
     return log_p
-
-
-def divergence(logits: Tensor, log_p: Tensor) -> Tensor:
-    """The sum of KL(p || softmax(logits)) over rows `(tokens, vocabulary)`."""
-    total: Tensor = _Divergence.apply(logits, log_p)  # type: ignore[no-untyped-call]
-    return total
-
-
-class _Divergence(torch.autograd.Function):
-    """Row by row in the cache, the gradient, `softmax(logits) - p`, falls out of the forward pass.
-
-    This is several times faster than library calls that each pass over all logits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, log_p: Tensor) -> Tensor:
-        gradient = torch.empty_like(logits)
-        rows = max(1, (VALUES_IN_CACHE if logits.device.type == "cpu" else LOGITS_PER_CHUNK) // logits.shape[-1])
-        total = logits.new_zeros((), dtype=torch.float32)
-        for given, wanted, slope in zip(*(torch.split(t, rows) for t in (logits, log_p, gradient)), strict=True):
-            log_q, p = given.float().log_softmax(-1), wanted.exp()
-            total += ((wanted - log_q).mul_(p)).sum()
-            slope.copy_(log_q.exp_().sub_(p))
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None

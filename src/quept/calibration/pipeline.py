@@ -22,7 +22,7 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
 from quept.calibration.forward import CompiledForward, EagerForward
-from quept.calibration.job import Job, prepare
+from quept.calibration.job import Job, Request, prepare
 from quept.calibration.measure import measure
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
@@ -30,14 +30,13 @@ from quept.calibration.outer import OuterLayers
 from quept.calibration.progress import Progress, Report, Silent
 from quept.calibration.ranges import ROWS, init_ranges, observed_linears
 from quept.calibration.reconstruct import Training, count_steps, reconstruct, trained_tokens
-from quept.calibration.samples import source_of
 from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.tools import Tools
 from quept.calibration.workers import WorkerPool
 from quept.calibration.workspace import Workspace
 from quept.config import Recipe
 from quept.devices import multiplies_bfloat16
-from quept.models import BlockContext
+from quept.models import Architecture, BlockContext
 from quept.storage.artifact import shard_stem
 from quept.storage.manifest import BlockError, Manifest
 
@@ -51,6 +50,7 @@ def calibrate(
     *,
     data: str | Path | Tensor,
     recipe: str | Path | Recipe | None = None,
+    architecture: Architecture | None = None,
     tokenizer: Any = None,
     image_processor: Any = None,
     samples: int | None = None,
@@ -73,6 +73,8 @@ def calibrate(
             `(samples, tokens)`; for an image classifier a folder, file or data set of images, or images as the
             model takes them, `(samples, channels, height, width)`.
         recipe: a shipped recipe's name, a TOML file, or a `Recipe`; None is `best`, for images `vision-best`.
+        architecture: the model's family; None takes the one that is registered for its `model_type`. To load the
+            artifact the architecture has to be registered.
         tokenizer, image_processor: what prepares the data, where `model` is not a path.
         samples, sequence_length: how much data, instead of the recipe's; `sequence_length` in tokens.
         seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
@@ -91,19 +93,20 @@ def calibrate(
     workspace = Workspace(output)
     workspace.check_free(resume=resume)
     with clock("opening"):
-        job = prepare(
-            model,
-            tokenizer or image_processor,
-            data,
-            recipe,
-            samples,
-            sequence_length,
-            seed,
-            device,
-            compiled,
-            strict,
-            progress.note,
+        request = Request(
+            model=model,
+            processor=tokenizer or image_processor,
+            data=data,
+            recipe=recipe,
+            architecture=architecture,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            device=device,
+            compiled=compiled,
+            strict=strict,
         )
+        job = prepare(request, progress.note)
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(Path(output), manifest)
@@ -315,7 +318,7 @@ class _Run:
             # Not save_pretrained: it refuses settings that many published checkpoints have.
             job.model.generation_config.to_json_file(folder / "generation_config.json")
         if job.processor is not None:
-            source_of(job.model.config).save_processor(job.processor, folder)
+            job.architecture.task.save_processor(job.processor, folder)
 
     def _write_rest(self) -> None:
         self.workspace.write(shard_stem(0, len(self.blocks)), self.outer.tensors())

@@ -1,55 +1,14 @@
-"""Image classifiers on the command line: what `quept evaluate` measures of them, and how it is shown."""
+"""Image classifiers on the command line: the table and the plot of `quept evaluate`."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from quept.cli.console import show_table, size
-from quept.cli.progress import Display
 
 if TYPE_CHECKING:
-    from quept.config import PrecisionPlan, Widths
     from quept.evaluation import AccuracyEvaluation, Comparison, Evaluation
     from quept.plots import Point
-
-
-def measure_accuracy(
-    model: Any,
-    processor: Any,
-    data: str,
-    precisions: "Sequence[Widths]",
-    *,
-    plans: "Mapping[str, PrecisionPlan]",
-    calibrated: bool,
-    baseline: bool,
-    stored: Any,
-    limit: int | None,
-    batch_size: int,
-    strict: bool,
-    shown: Display,
-) -> "AccuracyEvaluation":
-    """Accuracy at each precision, on all images of a source or the first `limit`, with its progress."""
-    from quept.data import load_images
-    from quept.evaluation import evaluate_accuracy
-
-    source = load_images(data, processor, split="test", strict=strict)
-    total = source.count if limit is None or source.count is None else min(limit, source.count)
-    evaluation = evaluate_accuracy(
-        model,
-        source.batches(batch_size, limit=limit),
-        precisions if calibrated or baseline else (),
-        plans=plans if calibrated or baseline else {},
-        calibrated=calibrated,
-        baseline=baseline,
-        stored=stored,
-        total=total,
-        progress=shown.show,
-    )
-    if source.skipped:
-        first = next(iter(source.skipped))
-        shown.note(f"{len(source.skipped)} images could not be read and were left out, {first} for one.")
-    return evaluation
 
 
 def reference(evaluation: "Evaluation | AccuracyEvaluation") -> str:

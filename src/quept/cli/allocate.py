@@ -1,7 +1,6 @@
 """`quept allocate`."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,7 +155,7 @@ class Task:
         constraints = Constraints(
             allowed=None if bits is None else parse_bits(bits),
             fixed=dict(_fixed(each) for each in fix),
-            together=() if free else architecture_of(manifest.architecture).together(model),
+            together=() if free else architecture_of(manifest.architecture).shared_input_groups(model),
         )
         costs = Costs.of(model, DTYPES[manifest.dtype])
         self.problem: Problem = Problem(self.table, costs, constraints, count, pairs=not additive)  # type: ignore[arg-type]
@@ -177,14 +176,15 @@ class PlanEvaluator:
         report: Callable[[str, int, int | None], None],
     ) -> None:
         from quept.cli.opening import open_any
-        from quept.cli.sensitivity import SAMPLES
+        from quept.evaluation.judges import DataOptions
 
         opened = open_any(directory, None, device, dtype)
         self.model, self.report, self.plans = opened.model, report, 0
         self._directory, self._data, self._length = directory, data, sequence_length
-        self._samples = SAMPLES[opened.task] if samples is None else samples
-        measure = self._text if opened.task == "text-generation" else self._images
-        self.metric, self.amount, self._measure = measure(opened, *limits)
+        self._samples = opened.task.search_samples if samples is None else samples
+        options = DataOptions(sequence_length, max_tokens=limits[0], max_images=limits[1])
+        self._judge = opened.task.judge(self.model, opened.processor, data, options)
+        self.metric, self.amount = self._judge.metric, self._judge.amount
 
     def target(self) -> "SearchTarget":
         """The model with samples of the data."""
@@ -200,39 +200,7 @@ class PlanEvaluator:
 
         self.plans += 1
         with at_precision(self.model, None), at_precision(self.model, precision):
-            return self._measure(f"plan {self.plans}")
-
-    def _text(self, opened: Any, max_tokens: int | None, _: int | None) -> "Measured":
-        from quept.data import token_stream
-        from quept.evaluation import perplexity
-
-        length = opened.sequence_length if self._length is None else self._length
-        tokens = token_stream(self._data, opened.processor, max_tokens=max_tokens)
-
-        def measure(label: str) -> float:
-            report = partial(self.report, label)
-            return perplexity(self.model, tokens, sequence_length=length, progress=report).value
-
-        return "perplexity", f"{tokens.numel():,} tokens", measure
-
-    def _images(self, opened: Any, _: int | None, max_images: int | None) -> "Measured":
-        from quept.data import load_images
-        from quept.evaluation import accuracy
-
-        if self._length is not None:
-            raise InvalidInput("--sequence-length is for models of language; this one classifies images: leave it out.")
-        source = load_images(self._data, opened.processor, split="test")
-        total = source.count if max_images is None or source.count is None else min(max_images, source.count)
-
-        def measure(label: str) -> float:
-            batches = source.batches(128, limit=max_images)
-            found = accuracy(self.model, batches, total=total, progress=partial(self.report, label))
-            return 100 * (1 - found.top1)
-
-        return "top-1 error (%)", "images" if total is None else f"{total:,} images", measure
-
-
-Measured = tuple[str, str, Callable[[str], float]]  # the metric, on how much, and how it is measured
+            return self._judge.quality(self.model, f"plan {self.plans}", self.report)
 
 
 def plan(

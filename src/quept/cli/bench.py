@@ -71,9 +71,9 @@ def bench(
     budget = None if memory_budget is None else parse_size(memory_budget)
     with display(quiet, "opening the model") as shown:
         model = load(directory, dtype=kept, packed=True, exact=exact, memory_budget=budget)
-        if architecture_of(model.config.model_type).task != "text-generation":
+        if not (task := architecture_of(model.config.model_type).task).keeps_keys_values:
             raise InvalidInput(
-                f"{directory} holds a {model.config.model_type} model, which classifies images; bench is for models "
+                f"{directory} holds a {model.config.model_type} model, which {task.verb}; bench is for models "
                 "that generate text."
             )
         widths = parse_precisions(bits) if bits else tuple(model.quept_manifest.recipe.bits)

@@ -79,12 +79,12 @@ def calibrate(
     """
     check_target("--json", json_file)
     from quept.calibration import calibrate as run
-    from quept.calibration.samples import source_of
+    from quept.models import architecture_of
     from quept.models.checkpoint import read_config
     from quept.recipes import load_recipe
 
     chosen = override(
-        load_recipe(source_of(read_config(model)).recipe if recipe is None else recipe),
+        load_recipe(architecture_of(read_config(model).model_type).task.default_recipe if recipe is None else recipe),
         bits=bits,
         activation_bits=activation_bits,
         epochs=epochs,

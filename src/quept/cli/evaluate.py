@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from quept.cli.accuracy import error_points, full_size, measure_accuracy, reference, show_accuracy
+from quept.cli.accuracy import error_points, full_size, reference, show_accuracy
 from quept.cli.console import (
     Device,
     JsonFile,
@@ -142,8 +142,7 @@ def measure(
 ) -> "Evaluation | AccuracyEvaluation":
     """What `quept evaluate` measures, telling `shown` how far it is; see there for the arguments."""
     from quept.config import PrecisionPlan, parse_precisions
-    from quept.data import token_stream
-    from quept.evaluation import evaluate_widths
+    from quept.evaluation.judges import DataOptions
 
     if plans and kv_bits is not None:
         raise InvalidInput(
@@ -156,47 +155,23 @@ def measure(
         raise InvalidInput(f"Plans are for artifacts, which {model} is not; with --baseline it is rounded by them.")
     chosen = _all_widths(opened.model) if wanted is None else wanted
     precisions = [widths.with_keys_values(kv_bits) for widths in chosen]
-    if opened.task == "image-classification":
-        _refuse_text_options(
-            original=original, kv_bits=kv_bits, sequence_length=sequence_length, stride=stride, max_tokens=max_tokens
-        )
-        return measure_accuracy(
-            opened.model,
-            opened.processor,
-            data,
-            precisions,
-            plans=named,
-            calibrated=opened.calibrated,
-            baseline=baseline,
-            stored=opened.stored,
-            limit=max_images,
-            batch_size=batch_size,
-            strict=strict,
-            shown=shown,
-        )
-    tokens = token_stream(data, opened.processor, max_tokens=max_tokens)
+    opened.task.check_options(
+        original=original, kv_bits=kv_bits, sequence_length=sequence_length, stride=stride, max_tokens=max_tokens
+    )
+    options = DataOptions(sequence_length, stride, max_tokens, max_images, batch_size, strict)
+    judge = opened.task.judge(opened.model, opened.processor, data, options, note=shown.note)
     before = None if original is None else open_original(original, opened.model)
-    return evaluate_widths(
+    return judge.evaluate(
         opened.model,
-        tokens,
-        precisions if opened.calibrated or baseline else (),
+        precisions,
         plans=named,
-        sequence_length=opened.sequence_length if sequence_length is None else sequence_length,
-        stride=stride,
         calibrated=opened.calibrated,
         baseline=baseline,
         original=before,
         roundable=None if before is None or not opened.calibrated else roundable_twin(before, opened.model),
         stored=opened.stored,
-        progress=shown.show,
+        report=shown.show,
     )
-
-
-def _refuse_text_options(**given: int | str | None) -> None:
-    for name, value in given.items():
-        if value is not None:
-            option = "--" + name.replace("_", "-")
-            raise InvalidInput(f"{option} {value} is for models of language; this one classifies images: leave it out.")
 
 
 def _all_widths(model: Any) -> "list[Widths]":

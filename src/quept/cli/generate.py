@@ -64,9 +64,9 @@ def generate(
     budget = None if memory_budget is None else parse_size(memory_budget)
     with display(quiet, "opening the model"):
         model = load(directory, planned, device=device, memory_budget=budget)
-    if architecture_of(model.config.model_type).task != "text-generation":
+    if not (task := architecture_of(model.config.model_type).task).keeps_keys_values:
         raise InvalidInput(
-            f"{directory} holds a {model.config.model_type} model, which classifies images and generates no text; see "
+            f"{directory} holds a {model.config.model_type} model, which {task.verb} and generates no text; see "
             "quept evaluate."
         )
     set_precision(model, precision)

@@ -71,7 +71,7 @@ def info(
         ),
         (
             "calibrated on",
-            f"{amount(architecture, recipe)} of {provenance.data}",
+            f"{architecture.task.describe_amount(recipe)} of {provenance.data}",
         ),
         ("from", provenance.source),
         ("seed", str(provenance.seed)),
@@ -196,13 +196,6 @@ def outer(architecture: "Architecture", recipe: "Recipe") -> str:
         return "full precision"
     activated = " weights and inputs" if recipe.activations.bits else " weights"
     return f"{recipe.outer_bits}-bit{activated} in {' '.join(architecture.outer)}"
-
-
-def amount(architecture: "Architecture", recipe: "Recipe") -> str:
-    """How much data was used, in words."""
-    if architecture.task == "image-classification":
-        return f"{recipe.data.samples} images"
-    return f"{recipe.data.samples} x {recipe.data.sequence_length} tokens"
 
 
 def adapters(recipe: "Recipe") -> str:

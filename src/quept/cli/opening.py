@@ -12,22 +12,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with elastic layers, and what evaluating it needs: `stored` is its checkpoint's dtype."""
+    """A model with elastic layers, its task and its processor; `stored` is its checkpoint's dtype."""
 
     model: Any
     task: "Task"
     processor: Any
-    sequence_length: int
     calibrated: bool
     stored: Any
 
 
 def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated."""
-    from quept.calibration.samples import source_of
     from quept.devices import choose_device
-    from quept.models import architecture_of
-    from quept.models.checkpoint import cast_parameters, open_model
+    from quept.models import architecture_of, open_model
+    from quept.models.checkpoint import cast_parameters
     from quept.recipes import load_recipe
     from quept.storage import DTYPES, is_artifact, load
 
@@ -38,21 +36,20 @@ def open_any(model: str, recipe: str | None, device: str, dtype: str) -> Opened:
             raise InvalidInput("--recipe is for models that are no artifacts; an artifact has its own.")
         loaded = load(model, device=where, dtype=exact, packed=False)
         manifest = loaded.quept_manifest
-        length = manifest.recipe.data.sequence_length
-        source, task = source_of(loaded.config), architecture_of(loaded.config.model_type).task
-        processor = source.open_processor(model, loaded.config)
-        return Opened(loaded, task, processor, length, True, DTYPES[manifest.dtype])
+        task = architecture_of(loaded.config.model_type).task
+        processor = task.open_processor(model, loaded.config)
+        return Opened(loaded, task, processor, True, DTYPES[manifest.dtype])
     plain = open_model(model)
-    source, task = source_of(plain.config), architecture_of(plain.config.model_type).task
+    task = architecture_of(plain.config.model_type).task
     stored = plain.dtype
-    _make_roundable(cast_parameters(plain, exact or stored).to(where), load_recipe(recipe or source.recipe))
-    length = min(2048, getattr(plain.config, "max_position_embeddings", None) or 2048)
-    return Opened(plain, task, source.open_processor(model, plain.config), length, False, stored)
+    _make_roundable(cast_parameters(plain, exact or stored).to(where), load_recipe(recipe or task.default_recipe))
+    return Opened(plain, task, task.open_processor(model, plain.config), False, stored)
 
 
 def open_original(source: str, beside: Any) -> Any:
     """The model to compare predictions with, on the device and in the dtype of the one beside it."""
-    from quept.models.checkpoint import cast_parameters, open_model
+    from quept.models import open_model
+    from quept.models.checkpoint import cast_parameters
 
     return cast_parameters(open_model(source), beside.dtype).to(beside.device)
 

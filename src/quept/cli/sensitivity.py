@@ -26,8 +26,6 @@ from quept.errors import InvalidInput
 if TYPE_CHECKING:
     from quept.search.table import SensitivityTable
 
-SAMPLES = {"text-generation": 16, "image-classification": 256}
-
 
 def sensitivity(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact.")],
@@ -140,7 +138,7 @@ def open_target(
     where = choose_device(device)
     model = load(directory, device=where, dtype=choose_dtype(dtype, where), integers=False, packed=False)
     manifest = model.quept_manifest
-    count = SAMPLES[architecture_of(manifest.architecture).task] if samples is None else samples
+    count = architecture_of(manifest.architecture).task.search_samples if samples is None else samples
     drawn = draw_samples(model, directory, data, count, sequence_length, seed)
     origin = Origin(
         metric=metric,
@@ -155,14 +153,14 @@ def open_target(
 
 def draw_samples(model: Any, directory: str, data: str, samples: int, sequence_length: int | None, seed: int) -> Any:
     """Samples for an artifact's model, drawn and prepared as for its calibration."""
-    from quept.calibration.samples import source_of
+    from quept.models import architecture_of
 
     def note(text: str) -> None:
         Console(stderr=True).print(f"note: {clean(text)}", highlight=False, markup=False)
 
-    source, config = source_of(model.config), model.config
-    recipe = source.fitted(model.quept_manifest.recipe, config, data, samples, sequence_length, note)
-    return source.draw(data, source.open_processor(directory, config), config, recipe, seed, False, note)
+    task, config = architecture_of(model.config.model_type).task, model.config
+    recipe = task.fit(model.quept_manifest.recipe, config, data, samples, sequence_length, note)
+    return task.draw(data, task.open_processor(directory, config), config, recipe, seed=seed, note=note)
 
 
 def show(table: "SensitivityTable", console: Console) -> None:

@@ -1,15 +1,8 @@
-"""Measuring a model at each of its widths."""
+"""Measuring a model: perplexity, accuracy, divergence and speed, at each of its precisions."""
 
-from quept.evaluation.accuracy import (
-    Accuracy,
-    AccuracyEvaluation,
-    Comparison,
-    WidthAccuracy,
-    accuracy,
-    classifier,
-    compare,
-    evaluate_accuracy,
-)
+from quept.evaluation.accuracy import accuracy, classifier, compare
+from quept.evaluation.accuracy_widths import AccuracyEvaluation, WidthAccuracy, evaluate_accuracy
+from quept.evaluation.counts import Accuracy, Comparison
 from quept.evaluation.divergence import Divergence, divergence
 from quept.evaluation.perplexity import Perplexity, perplexity
 from quept.evaluation.widths import Evaluation, WidthResult, evaluate_widths

@@ -1,4 +1,4 @@
-"""How far a quantized model's predictions are from full precision's, token by token."""
+"""The divergence of a quantized model's predictions from those of full precision, token by token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from quept.errors import InvalidInput
+from quept.numerics.divergence import total_kl
 
 Logits = Callable[[Tensor], Tensor]  # token ids (batch, tokens) to logits (batch, tokens, vocabulary)
 
 _TOKENS_PER_BATCH = 2048
-_LOGITS_PER_CHUNK = 1 << 24
-_LOGITS_IN_CACHE = 1 << 16  # of a CPU, where passing over so few at a time is several times faster
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,3 @@ def divergence(
         if progress is not None:
             progress(min(start + batch_size, count), count)
     return Divergence(kl / windows.numel(), same / windows.numel(), windows.numel())
-
-
-def total_kl(expected: Tensor, given: Tensor) -> float:
-    """The sum over rows of KL(softmax(expected) || softmax(given)), in nats; both are logits, `(rows, classes)`.
-
-    In float64: at eight bits a divergence is near what float32 rounds away. Some rows at a time, so that many classes
-    do not multiply the memory.
-    """
-    chunk = _LOGITS_IN_CACHE if expected.device.type == "cpu" else _LOGITS_PER_CHUNK
-    rows, total = max(1, chunk // expected.shape[-1]), 0.0
-    for p, q in zip(torch.split(expected, rows), torch.split(given, rows), strict=True):
-        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        total += (log_p.exp() * (log_p - log_q)).sum().item()
-    return total

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 # Tokens in one forward pass, unless the caller gives a batch size.
 _TOKENS_PER_BATCH = 2048
 
-# Logits flipped into float32 at a time (64 MiB), so that a large vocabulary does not double the memory.
+# Logits converted to float32 at a time (64 MiB), so that a large vocabulary does not double the memory.
 _LOGITS_PER_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """The quality of a model's predictions of a text.
 
     Attributes:
         value: The perplexity, e to the power of `negative_log_likelihood`; inf if that is not finite.
-        tokens: How many predictions were scored.
+        tokens: Number of scored predictions.
         negative_log_likelihood: Mean over the scored predictions, in nats per token; inf if any of them is
             not finite.
     """
@@ -63,8 +63,8 @@ def perplexity(
     window may be shorter; it is scored too if it has at least 2 tokens.
 
     Args:
-        model: A Transformers causal language model. It is evaluated in eval mode, where its weights lie and
-            in their type; its mode is restored afterwards.
+        model: A Transformers causal language model. It is evaluated in eval mode, on the device and in the
+            dtype of its weights; its mode is restored afterwards.
         tokens: Token ids, integers of shape (tokens,), at least 2.
         sequence_length: Tokens per window, at least 2 and at most the model's `max_position_embeddings`.
         stride: Tokens from one window's start to the next, 1 to `sequence_length`, which is the default.

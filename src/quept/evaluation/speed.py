@@ -1,4 +1,4 @@
-"""How fast a causal language model runs at a width: prompts, single tokens, and changing the width."""
+"""The speed of a causal language model at a precision: prompts, single tokens, and switches to it."""
 
 import statistics
 import time
@@ -14,21 +14,21 @@ from quept.errors import InvalidInput
 from quept.generation import cache_arguments, cache_of
 from quept.precision import Parts, Precision, make_resident, set_precision
 
-SWITCHES = 5  # back and forth, of which the median counts
+SWITCHES = 5  # back and forth; the median counts
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a model does at one width.
+    """The speed and memory of a model at one precision.
 
     Attributes:
-        precision: the width, as it is written.
+        precision: as it is written, such as `4` or `w4a8`, or `full`.
         prefill: tokens of a prompt per second.
-        decode: tokens per second, one after another, behind that prompt.
-        weight_bytes: what is read of the model for each token, see `read_per_token`.
-        memory_bytes: what the model holds at this width: the same, and an embedding that is no head.
-        derive_seconds: from a switch to this width until its weights stand ready, when none was resident.
-        switch_seconds: the same when all were.
+        decode: tokens generated per second, one at a time, after that prompt.
+        weight_bytes: bytes of weights read for each token, see `read_per_token`.
+        memory_bytes: bytes of weights held: those, and an embedding that is not tied to the head.
+        derive_seconds: time of a switch to this precision when no derived weight is resident.
+        switch_seconds: the same when all are.
     """
 
     precision: str
@@ -41,7 +41,7 @@ class Speed:
 
     @property
     def bytes_per_second(self) -> float:
-        """Bytes of weights that pass per second while single tokens are decoded."""
+        """Bytes of weights read per second while single tokens are decoded."""
         return self.weight_bytes * self.decode
 
 
@@ -54,17 +54,17 @@ def measure_speed(
     repeats: int = 3,
     on_step: Callable[[], None] = lambda: None,
 ) -> Speed:
-    """Time a loaded model at one width, on random tokens; it stays at that width.
+    """Time a loaded model at one precision, on random tokens; it stays at that precision.
 
     Args:
-        model: what `quept.load` returned, for text generation.
+        model: a language model by `quept.load`.
         precision: as for `set_precision`.
-        prompt: tokens of the prompt.
-        tokens: how many are decoded behind it.
-        repeats: of the prompt; the median counts, as it does of the decoded tokens.
+        prompt: number of tokens in the prompt.
+        tokens: number of tokens decoded after it.
+        repeats: number of runs of the prompt; the median counts, as it does over the decoded tokens.
         on_step: called after each prompt, and after each decoded token.
 
-    Raises `InvalidInput` where prompt and tokens exceed what the model can hold.
+    Raises `InvalidInput` where prompt and tokens exceed the model's limit.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and prompt + tokens > limit:
@@ -103,9 +103,9 @@ def measure_speed(
 
 
 def read_per_token(model: Any, *, embedding: bool = False) -> int:
-    """Bytes of parameters that one token needs at the current widths: all but those of an embedding that is no head.
+    """Return the bytes of parameters that one token reads at the precision in force.
 
-    With `embedding` those as well, of which a token needs a row.
+    An embedding that is not tied to the head counts only with `embedding`, since a token reads a single row of it.
     """
     layers = Parts.of(model).linears.values()
     elastic = {id(parameter) for layer in layers for parameter in layer.parameters() if parameter is not layer.bias}
@@ -123,7 +123,7 @@ def _switch(model: Any, precision: Precision) -> None:
 
 
 def _forward(model: Any, ids: Tensor, cache: Any) -> Any:
-    """The cache after another few tokens."""
+    """Run more tokens; returns the key-value cache after them."""
     return cache_of(model(ids, **cache_arguments(cache), use_cache=True, logits_to_keep=1))
 
 

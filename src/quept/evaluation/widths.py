@@ -1,4 +1,4 @@
-"""A model's perplexity and size at each width, beside full precision and plain rounding."""
+"""A language model's perplexity and size at each precision, compared with full precision and plain rounding."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,21 +9,22 @@ from torch import Tensor
 
 from quept.config import PrecisionPlan, Widths
 from quept.errors import InvalidInput
-from quept.evaluation.divergence import total_kl
+from quept.evaluation.candidates import Candidate, candidates
 from quept.evaluation.perplexity import perplexity
 from quept.layers.size import current_bytes, full_precision_bytes, mean_bits
+from quept.numerics.divergence import total_kl
 from quept.precision import at_precision, master_name, rounded_to_nearest
 
-KEPT_LOGITS = 1 << 30  # bytes of an original's logits that are kept from one width to the next
+KEPT_LOGITS = 1 << 30  # bytes of the original's logits that are kept from one precision to the next
 
 
 @dataclass(frozen=True)
 class WidthResult:
-    """One precision: perplexity as calibrated and rounded to nearest, and the model's bytes when packed at it.
+    """One precision: perplexity as calibrated and rounded to nearest, and the model's packed bytes at it.
 
-    `bits` is the width of the weights, and of a plan the mean over them; `precision` names it, and the others that were
-    asked for, as in `w4a8`, or is the plan's name. `kl` and `baseline_kl` are the divergences of the predictions from
-    the original model's, in nats per token, where there was one to compare with.
+    `bits` is the bit-width of the weights, for a plan the mean over them. `precision` is the precision as it is
+    written, as in `w4a8`, or the plan's name. `kl` and `baseline_kl` are the divergences of the predictions from the
+    original model's, in nats per token; None without an original.
     """
 
     bits: float
@@ -37,11 +38,11 @@ class WidthResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All widths of one model on one text; lower is better.
+    """A language model at several precisions on one text; lower is better.
 
-    `full_precision` is measured without a width; `reference` names what that is, which a store's master is not quite.
-    `full_precision_bytes` are those of the model before it was calibrated, and `original` is its perplexity, where it
-    was measured.
+    `full_precision` is measured without a bit-width; `reference` names it, since a stored master is not quite it.
+    `full_precision_bytes` is the size of the model before it was calibrated. `original` is that model's perplexity and
+    `full_precision_kl` the divergence from it, None where it was not given.
     """
 
     metric: str
@@ -56,7 +57,7 @@ class Evaluation:
     original: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For `json.dump`."""
+        """Return a dictionary for `json.dump`."""
         return asdict(self)
 
 
@@ -75,63 +76,39 @@ def evaluate_widths(
     stored: torch.dtype | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Perplexity of an elastic model at full precision and at each of some precisions, on the same tokens.
+    """Measure an elastic model's perplexity at full precision and at each precision, on the same tokens.
 
     Args:
         model: an elastic model, as `quept.load` returns it.
         tokens: the stream to predict, `(tokens,)`.
-        precisions: what to run at; what one does not name runs at full precision.
-        plans: measured as well, by name.
+        precisions: the precisions to measure; parts that one does not name run at full precision.
+        plans: plans to measure as well, by name.
         sequence_length, stride: of the windows, see `perplexity`.
-        calibrated: False leaves out the calibrated widths, for a model that was not.
+        calibrated: False leaves out the calibrated bit-widths, for a model that was not calibrated.
         baseline: True adds plain rounding to nearest at the same granularity.
-        original: the model that was calibrated; adds the KL divergence of all predictions from its own.
-        roundable: what is rounded for the baseline, elastic but not calibrated; None rounds what `model` was derived
-            from, which at the width of a stored master is the master itself.
-        stored: the checkpoint's dtype, for the sizes; None is the dtype that the model is held in.
-        progress: told what is measured, and how much of all is done and to do, in windows.
+        original: the model before calibration; adds the KL divergence of all predictions from its own.
+        roundable: an elastic, uncalibrated model to round for the baseline; None rounds the master of `model`.
+        stored: the checkpoint's dtype, for the sizes; None is the dtype of the model.
+        progress: called as (label, windows done, windows in total) after each forward pass, over all measurements.
 
-    Raises `InvalidInput` for an original of another vocabulary.
+    Raises `InvalidInput` for an original of another vocabulary, and for a bit-width that the model does not have.
     """
-    parsed = [Widths.parse(precision) for precision in precisions]
-    wanted: list[tuple[str, str, Widths | PrecisionPlan]] = [(str(each), named(each), each) for each in parsed]
-    wanted += [(name, name, plan) for name, plan in (plans or {}).items()]
-    for _, _, precision in wanted:
-        with at_precision(model, precision):  # a width that is not there is told now, not after minutes
-            pass
-    plain = model if roundable is None else roundable
+    wanted = _present(model, candidates(precisions, plans))  # a missing bit-width fails now, not after minutes
     compared = None if original is None else _Original(original, model)
-    passes, begun = 1 + (compared is not None) + len(wanted) * (calibrated + baseline), 0
-
-    def measure(label: str, measured: Any = model) -> tuple[float, float | None]:
-        nonlocal begun
-        earlier, begun = begun, begun + 1
-
-        def report(done: int, total: int) -> None:
-            if progress is not None:
-                progress(label, earlier * total + done, passes * total)
-
-        on_logits = None if compared is None else compared.start()
-        found = perplexity(
-            measured, tokens, sequence_length=sequence_length, stride=stride, progress=report, on_logits=on_logits
-        )
-        return found.value, None if compared is None else compared.mean()
-
-    before = None if compared is None else measure("the original model", original)[0]
+    passes = 1 + (original is not None) + len(wanted) * (calibrated + baseline)
+    measure = _Measurements(tokens, sequence_length, stride, compared, passes, progress)
+    before = None if original is None else measure("the original model", original)[0]
+    plain = model if roundable is None else roundable
     with at_precision(model, None):
-        full_precision, full_precision_kl = measure(master_name(model))
+        full_precision, full_precision_kl = measure(master_name(model), model)
     results = []
-    for name, label, precision in wanted:
-        value = kl = rounded = rounded_kl = None
+    for each in wanted:
         with at_precision(model, None):
-            if baseline:
-                with rounded_to_nearest(plain, precision):
-                    rounded, rounded_kl = measure(f"{label}, rounding", plain)
-            with at_precision(model, precision):
-                bits, bytes_ = mean_bits(model), current_bytes(model, stored or model.dtype)
-                if calibrated:
-                    value, kl = measure(label)
-        results.append(WidthResult(bits, name, value, rounded, bytes_, kl, rounded_kl))
+            rounded, rounded_kl = _rounded(plain, each, measure) if baseline else (None, None)
+            with at_precision(model, each.precision):
+                bits, size = mean_bits(model), current_bytes(model, stored or model.dtype)
+                value, kl = measure(each.label, model) if calibrated else (None, None)
+        results.append(WidthResult(bits, each.name, value, rounded, size, kl, rounded_kl))
     return Evaluation(
         metric="perplexity",
         reference=master_name(model),
@@ -146,8 +123,22 @@ def evaluate_widths(
     )
 
 
+def _present(model: Any, wanted: list[Candidate]) -> list[Candidate]:
+    """Return the candidates; raises `InvalidInput` for a bit-width that the model does not have."""
+    for each in wanted:
+        with at_precision(model, each.precision):
+            pass
+    return wanted
+
+
+def _rounded(model: Any, candidate: Candidate, measure: "_Measurements") -> tuple[float, float | None]:
+    """Return the perplexity of a model rounded to nearest, and its divergence where there is an original."""
+    with rounded_to_nearest(model, candidate.precision):
+        return measure(f"{candidate.label}, rounding", model)
+
+
 class _Original:
-    """The model that predictions are compared with, batch by batch; its logits are kept as far as they fit."""
+    """The model to compare predictions with, batch by batch; its logits are kept up to `KEPT_LOGITS` bytes."""
 
     def __init__(self, model: Any, other: Any) -> None:
         mine, others = model.config.get_text_config().vocab_size, other.config.get_text_config().vocab_size
@@ -161,13 +152,13 @@ class _Original:
         self._total = 0.0
 
     def start(self) -> Callable[[Tensor, Tensor], None]:
-        """Begin another pass over the same batches; returns what is to be told of each."""
+        """Begin another pass over the same batches; returns a function to call with the ids and logits of each."""
         self._batch = self._predictions = 0
         self._total = 0.0
         return self._compare
 
     def mean(self) -> float:
-        """KL divergence of this pass, in nats per token."""
+        """Return the KL divergence of this pass, in nats per token."""
         return self._total / self._predictions
 
     def _compare(self, ids: Tensor, logits: Tensor) -> None:
@@ -185,7 +176,32 @@ class _Original:
         return found
 
 
-def named(widths: Widths) -> str:
-    """A precision in words: `4 bits`, `w4a8`."""
-    name = str(widths)
-    return f"{name} bits" if name.isdigit() else name
+@dataclass
+class _Measurements:
+    """Perplexities on the same windows, `total` in number; progress runs over all of them."""
+
+    tokens: Tensor
+    sequence_length: int
+    stride: int | None
+    original: _Original | None
+    total: int
+    progress: Callable[[str, int, int], None] | None
+    done: int = 0
+
+    def __call__(self, label: str, model: Any) -> tuple[float, float | None]:
+        """Return the perplexity of a model as it is, and its divergence from the original where there is one."""
+        earlier, self.done = self.done, self.done + 1
+
+        def report(done: int, windows: int) -> None:
+            if self.progress is not None:
+                self.progress(label, earlier * windows + done, self.total * windows)
+
+        found = perplexity(
+            model,
+            self.tokens,
+            sequence_length=self.sequence_length,
+            stride=self.stride,
+            progress=report,
+            on_logits=None if self.original is None else self.original.start(),
+        )
+        return found.value, None if self.original is None else self.original.mean()

@@ -6,7 +6,7 @@ its tokens, and the attention rotates only its queries. A layer without a width 
 it is rotated until it first has one.
 
 With all tokens stored at one width, generation equals, bit for bit in the keys and values that the attention sees,
-generation with a plain cache under the simulation in `quept.models.attention`.
+generation with a plain cache under the simulation in `quept.attention`.
 """
 
 import weakref
@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from quept.attention import ATTRIBUTE, is_installed
 from quept.errors import InvalidInput
 from quept.generation.segment import Segment
 from quept.layers.keyvalues import KeyValues
-from quept.models.attention import ATTRIBUTE, is_installed
 
 
 class KeyValueCache(Cache):  # type: ignore[misc]

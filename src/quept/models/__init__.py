@@ -1,46 +1,21 @@
-"""The model families that quept knows, as data. To add one, see docs/adding-an-architecture.md."""
+"""The model families that quept knows, as data, and what their models do. See docs/adding-an-architecture.md."""
 
-from quept.errors import InvalidInput
-from quept.models.base import Architecture, BlockContext, Features, Residual, Site, Task, Values
-from quept.models.language import (
-    GEMMA2,
-    GEMMA3,
-    GPT2,
-    GPT_NEOX,
-    LLAMA,
-    MISTRAL,
-    OPT,
-    PHI3,
-    QWEN2,
-    QWEN3,
-)
-from quept.models.vision import BEIT, DEIT, DINOV2, SWIN, VIT
+from quept.models.architecture import Architecture
+from quept.models.context import BlockContext
+from quept.models.image_classification import IMAGE_CLASSIFICATION
+from quept.models.opening import open_model
+from quept.models.registry import ARCHITECTURES, architecture_for, architecture_of, register_architecture
+from quept.models.sites import Features, Residual, Site, Values
+from quept.models.task import Task
+from quept.models.text_generation import TEXT_GENERATION
 from quept.versions import warn_untested
 
 warn_untested()
 
-ARCHITECTURES: dict[str, Architecture] = {
-    architecture.model_type: architecture
-    for architecture in (
-        *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OPT, GPT_NEOX, GPT2),
-        *(VIT, DEIT, SWIN, DINOV2, BEIT),
-    )
-}
-
-
-def architecture_of(model_type: str) -> Architecture:
-    """The architecture of a transformers `model_type`; `InvalidInput` lists the known ones."""
-    try:
-        return ARCHITECTURES[model_type]
-    except KeyError:
-        raise InvalidInput(
-            f"The architecture {model_type!r} is not known to quept, which knows {', '.join(sorted(ARCHITECTURES))}. "
-            "Adding one takes about twenty lines of data: see docs/adding-an-architecture.md."
-        ) from None
-
-
 __all__ = [
     "ARCHITECTURES",
+    "IMAGE_CLASSIFICATION",
+    "TEXT_GENERATION",
     "Architecture",
     "BlockContext",
     "Features",
@@ -48,5 +23,8 @@ __all__ = [
     "Site",
     "Task",
     "Values",
+    "architecture_for",
     "architecture_of",
+    "open_model",
+    "register_architecture",
 ]

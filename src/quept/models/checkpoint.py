@@ -13,14 +13,13 @@ import huggingface_hub
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from quept.errors import CalibrationFailed, InvalidInput
-from quept.models import architecture_of
 
 
 def read_config(source: str | Path) -> Any:
-    """The configuration of a local or Hub model; `InvalidInput` if there is none or its architecture is unknown."""
+    """Return the configuration of a local or Hub model; raises `InvalidInput` if there is none or it is quantized."""
     where = Path(source)
     if where.exists() and not where.is_dir():
         raise InvalidInput(f"The model {source} is a file; give the directory of a Hugging Face model, or a Hub name.")
@@ -34,27 +33,20 @@ def read_config(source: str | Path) -> Any:
             f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
             f"transformers understands nor a reachable Hub model ({first_line(error)})."
         ) from None
-    architecture_of(config.model_type)
     if getattr(config, "quantization_config", None):
         raise InvalidInput(f"The model {str(source)!r} is quantized already; give the model it was made from.")
     return config
 
 
-def model_class(model_type: str) -> Any:
-    """The class of transformers that opens and makes models of a family, for what they do."""
-    classes = {"text-generation": AutoModelForCausalLM, "image-classification": AutoModelForImageClassification}
-    return classes[architecture_of(model_type).task]
+def open_weights(auto_class: Any, source: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """Return a model in evaluation mode, in its checkpoint's dtype unless another is given.
 
-
-def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
-    """A model in evaluation mode, in its checkpoint's dtype unless another is given.
-
-    Weights come from safetensors alone; a checkpoint that lacks any is refused rather than filled with noise.
+    `auto_class` is the Auto class of transformers to open it with. Weights come from safetensors alone; a checkpoint
+    that lacks any is refused rather than filled with noise.
     """
-    config = read_config(source)
     try:
         with quiet():
-            model, report = model_class(config.model_type).from_pretrained(
+            model, report = auto_class.from_pretrained(
                 str(source),
                 dtype=dtype or "auto",
                 trust_remote_code=False,
@@ -76,7 +68,7 @@ def open_model(source: str | Path, dtype: torch.dtype | None = None) -> Any:
 
 
 def open_tokenizer(source: str | Path) -> Any:
-    """The model's tokenizer; `InvalidInput` if there is none."""
+    """Return the model's tokenizer; raises `InvalidInput` if there is none."""
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(
@@ -89,7 +81,10 @@ def open_tokenizer(source: str | Path) -> Any:
 
 
 def check_and_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all weights; `CalibrationFailed` names a non-finite one."""
+    """Return the SHA-256 over names, shapes, dtypes and bytes of all weights.
+
+    Raises `CalibrationFailed` with the name of a weight that is not finite.
+    """
     total = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -111,13 +106,13 @@ def cast_parameters(module: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and warnings of transformers and its Hub client; quept reports for itself."""
+    """Silence the progress bars and warnings of transformers and its Hub client, since quept reports for itself."""
     with _QUIET.entered():
         yield
 
 
 class _Quiet:
-    """Their settings are the process's: the first thread that enters changes them, the last that leaves restores."""
+    """Silence for several threads: settings are global; the first to enter changes, the last to leave restores."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -125,7 +120,7 @@ class _Quiet:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Within: silence."""
+        """Silence both libraries in this context."""
         with self._lock:
             self._inside += 1
             if self._inside == 1:
@@ -143,7 +138,7 @@ _QUIET = _Quiet()
 
 
 def _silence() -> Callable[[], None]:
-    """Silence both libraries; returns what restores them."""
+    """Silence both libraries; returns a function that restores their settings."""
     ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
     before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
     ours.set_verbosity_error()
@@ -160,11 +155,11 @@ def _silence() -> Callable[[], None]:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The tensor's bytes as a buffer, without a copy where it is contiguous on the CPU."""
+    """Return the tensor's bytes as a buffer, without a copy where it is contiguous on the CPU."""
     return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, on one line and shortened."""
+    """Return the message of a library's error on one line, shortened."""
     text = " ".join(str(error).split())
     return (text[:300] + " ...") if len(text) > 300 else text or os.strerror(getattr(error, "errno", 0) or 0)

@@ -1,4 +1,4 @@
-"""A checkpoint's own image processor: from pictures to what the model takes."""
+"""A checkpoint's own image processor: from pictures to pixels as the model takes them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ _WITH_PILLOW: Mapping[str, Any] = (
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """What a classifier takes, and its checkpoint's way there; what `quept.data.load_images` asks for.
+    """The image processor of a classifier's checkpoint, with the facts that `quept.data.load_images` asks for.
 
     Attributes:
-        channels: Of the pictures to give to it, and of the model: 1 or 3.
-        size: Height and width of the pixels it gives; None if they depend on the picture.
-        classes: How many classes the model knows.
+        channels: Channels of the pictures and of the model: 1 or 3.
+        size: Height and width of the pixels it returns; None if they depend on the picture.
+        classes: Number of classes of the model.
         label2id: The number of each class by its name.
     """
 
@@ -42,7 +42,7 @@ class ImageProcessor:
     process: Any = field(repr=False)
 
     def pixels(self, images: Sequence["Image"]) -> Tensor:
-        """Pictures with `channels` channels as float32 (B, C, H, W)."""
+        """Return pictures with `channels` channels as float32 pixels (B, C, H, W)."""
         if self.channels == 1:
             # As arrays with their one channel: not every version takes a picture without that axis.
             arrays = [np.asarray(image)[:, :, None] for image in images]
@@ -57,7 +57,7 @@ def open_image_processor(source: str | Path, config: Any) -> ImageProcessor:
     """Open the image processor of a checkpoint, local or on the hub.
 
     Args:
-        source: Where the model is from.
+        source: The checkpoint, a directory or a name on the hub.
         config: The model's configuration: its channels, image size and labels.
 
     Raises:
@@ -81,7 +81,7 @@ def open_image_processor(source: str | Path, config: Any) -> ImageProcessor:
 
 
 def describe(processor: Any, config: Any) -> ImageProcessor:
-    """What a processor, with a model's configuration, takes and gives."""
+    """Return a processor with the facts that follow from it and a model's configuration."""
     means = getattr(processor, "image_mean", None)
     channels = getattr(config, "num_channels", None) or (len(means) if isinstance(means, list | tuple) else 3)
     return ImageProcessor(
@@ -105,7 +105,7 @@ def _size(processor: Any, config: Any) -> tuple[int, int] | None:
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """Height and width, where the size has both: some processors only fix the shortest edge."""
+    """Return height and width where the size has both: some processors only fix the shortest edge."""
     sides = size if isinstance(size, Mapping) else vars(size) if size is not None else {}
     height, width = sides.get("height"), sides.get("width")
     return (height, width) if height and width else None

@@ -1,43 +1,40 @@
-"""Causal language models of transformers 5."""
+"""The architectures of causal language models in transformers 5."""
 
 from dataclasses import replace
 from typing import Any
 
-from quept.models.base import Architecture, Features, Residual, Site, Values
+from quept.models.architecture import Architecture
+from quept.models.sites import Features, Residual, Site, Values
 
 
 def _piecewise_linear(config: Any) -> bool:
-    """Whether the activation commutes with positive scales, so that one can pass through it."""
+    """Return whether the activation commutes with positive scales, so that one can pass through it."""
     return bool(config.activation_function == "relu")
 
 
 def _norm_first(config: Any) -> bool:
-    """Whether norms stand before attention and MLP; a norm on the residual stream has consumers out of reach."""
+    """Return whether norms precede attention and MLP; a norm on the residual stream has consumers out of reach."""
     return bool(config.do_layer_norm_before)
 
 
 def _opt_rotates(config: Any) -> bool:
-    """Whether norms stand first, and what they add has a bias to move into."""
+    """Return whether norms come first, and whether there is a bias for the norms' own to move into."""
     return _norm_first(config) and bool(config.enable_bias or not config.layer_norm_elementwise_affine)
 
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATED = ("mlp.gate_proj", "mlp.up_proj")
 
 LLAMA = Architecture(
     model_type="llama",
     blocks="model.layers",
     outer=("lm_head",),
-    linears=(
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-    ),
+    linears=(*_ATTENTION, "self_attn.o_proj", *_GATED, "mlp.down_proj"),
+    shared_inputs=(_ATTENTION, _GATED),
     sites=(
-        Site("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Site("input_layernorm", _ATTENTION),
         Site("self_attn.v_proj", ("self_attn.o_proj",), Values()),
-        Site("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Site("post_attention_layernorm", _GATED),
         Site("mlp.up_proj", ("mlp.down_proj",)),
     ),
     residual=Residual(("self_attn.o_proj", "mlp.down_proj")),
@@ -53,7 +50,7 @@ GEMMA2 = replace(
     residual=None,
     sites=(
         *(site for site in LLAMA.sites if site.producer != "post_attention_layernorm"),
-        Site("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Site("pre_feedforward_layernorm", _GATED),
     ),
 )
 GEMMA3 = replace(GEMMA2, model_type="gemma3_text")
@@ -76,11 +73,12 @@ OPT = Architecture(
     model_type="opt",
     blocks="model.decoder.layers",
     outer=("lm_head",),
-    linears=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"),
+    linears=(*_ATTENTION, "self_attn.out_proj", "fc1", "fc2"),
+    shared_inputs=(_ATTENTION,),
     sites=(
         Site(
             "self_attn_layer_norm",
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            _ATTENTION,
             when=lambda config: _norm_first(config) and config.layer_norm_elementwise_affine,
         ),
         Site("self_attn.v_proj", ("self_attn.out_proj",), Values()),

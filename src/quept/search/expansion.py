@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quept.config import Widths
 from quept.layers import ElasticLinear
+from quept.numerics.divergence import kl_terms
 from quept.precision import Precision, at_precision
 from quept.search.sensitivity import Progress, widths_of
 from quept.search.target import SearchTarget
@@ -82,7 +83,7 @@ def expand(target: SearchTarget, around: Precision = None, *, progress: Progress
             effects.rows = len(logits)
             given = logits.detach().double().log_softmax(-1)
             if around is not None:
-                divergence += (expected.exp() * (expected - given)).sum().item()
+                divergence += kl_terms(expected, given).sum().item()
                 logits.backward((given.exp() - expected.exp()).to(logits.dtype), retain_graph=True)  # type: ignore[no-untyped-call]
                 slopes += effects.taken().sum(0)
             drawn = torch.multinomial(given.exp().cpu(), 1, generator=generator).to(given.device)

@@ -69,7 +69,7 @@ def allocate(
     """
     manifest = _manifest(model)
     table.check_model(model_digest(manifest), "The table")
-    together = () if free else architecture_of(manifest.architecture).together(model)
+    together = () if free else architecture_of(manifest.architecture).shared_input_groups(model)
     constraints = Constraints(None if bits is None else tuple(bits), fixed or {}, together)
     costs = Costs.of(model, DTYPES[manifest.dtype])
     return Problem(table, costs, constraints, count, pairs).solve(Budget(average_bits, max_bytes, count))

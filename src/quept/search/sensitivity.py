@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from quept.config import Widths
-from quept.evaluation.divergence import total_kl
 from quept.layers import ElasticLinear
+from quept.numerics.divergence import total_kl
 from quept.precision import Precision, at_precision
 from quept.search.target import SearchTarget
 

@@ -1,4 +1,4 @@
-"""What plans are searched for: a model, where its blocks are, and inputs to measure it on."""
+"""The target of a search for plans: a model, its blocks, and inputs to measure it on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,20 +13,17 @@ from quept.layers.keyvalues import KeyValues
 from quept.layers.passthrough import Passthrough
 from quept.models import architecture_of
 
-TOKENS_PER_BATCH = 2048
-IMAGES_PER_BATCH = 64
-
 
 @dataclass(frozen=True)
 class SearchTarget:
-    """A model with elastic layers and the inputs it is measured on; nothing here knows what the inputs are.
+    """A model with elastic layers, and inputs of any kind to measure it on.
 
     Attributes:
         model: the model, in evaluation mode.
-        blocks: its blocks in order. Each is called with the hidden states first, and what one gives the next one gets.
-        inputs: batches, of whatever `logits` takes.
-        logits: runs `model` on a batch; the logits, `(rows, classes)`, of as many rows as count alike.
-        outputs: how many things a block returns, or 0 where it is the hidden states alone.
+        blocks: its blocks in order. Each is called with the hidden states first, and returns those for the next.
+        inputs: batches, of any type that `logits` takes.
+        logits: runs `model` on a batch and returns the logits of all its predictions, `(rows, classes)`.
+        outputs: length of the tuple that a block returns; 0 where it returns the hidden states alone.
     """
 
     model: Any
@@ -36,9 +33,9 @@ class SearchTarget:
     outputs: int = 0
 
     def parts(self) -> list[tuple[int, dict[str, nn.Module]]]:
-        """What has a width, linears and then attentions by path, with the first block that a change of it concerns.
+        """Return all parts with a choice of bit-widths by path, each with the first block that a change of it concerns.
 
-        What is in no block comes first, with block 0.
+        Linears come before attentions. Parts outside the blocks come first, with block 0.
         """
         within = [_parts_of(block) for block in self.blocks]
         inside = {path for parts in within for path in parts}
@@ -47,9 +44,9 @@ class SearchTarget:
 
     @contextmanager
     def entered_at(self, index: int, hidden: Tensor | None) -> Iterator[None]:
-        """Within: the model begins with block `index`, which gets `hidden`; what is before it does not run.
+        """Make the model start with block `index` on `hidden` in this context; the blocks before it do not run.
 
-        Block 0 has all before it: there the model runs as it is, and `hidden` is not used.
+        With block 0 the model runs as it is, and `hidden` is not used.
         """
         before = [self.blocks[position] for position in range(index)]
         try:
@@ -62,7 +59,7 @@ class SearchTarget:
 
     @torch.inference_mode()
     def run(self, batch: Any, until: int) -> tuple[Tensor, Tensor | None]:
-        """The logits of a batch, and the hidden states that block `until` gets; None for block 0."""
+        """Return the logits of a batch and the inputs of block `until`, which are None for block 0."""
         if not until:
             return self.logits(batch), None
         seen: list[Tensor] = []
@@ -74,33 +71,34 @@ class SearchTarget:
 
     @torch.inference_mode()
     def run_from(self, index: int, hidden: Tensor | None, batch: Any) -> Tensor:
-        """The logits of a batch whose hidden states in front of block `index` are known."""
+        """Return the logits of a batch from its hidden states in front of block `index`."""
         with self.entered_at(index, hidden):
             return self.logits(batch)
 
 
 def search_target(model: Any, samples: Tensor) -> SearchTarget:
-    """A model on samples as it takes them: token windows `(samples, tokens)`, or images `(samples, channels, ...)`.
+    """Return the target for a model of a known family and samples as it takes them, `(samples, ...)`.
 
-    A causal language model has a row for every position's prediction, an image classifier one for every image.
+    Its logits have a row for every prediction that the model's task makes: one per token, or one per image.
     """
     architecture = architecture_of(model.config.model_type)
-    size = max(1, TOKENS_PER_BATCH // samples.shape[1]) if architecture.predicts_tokens else IMAGES_PER_BATCH
+    task = architecture.task
 
     def logits(batch: Tensor) -> Tensor:
-        found: Tensor = model(**architecture.arguments(batch.to(model.device))).logits
+        found: Tensor = model(**task.arguments(batch.to(model.device))).logits
         return found.flatten(0, -2)
 
-    return SearchTarget(model, architecture.block_list(model), torch.split(samples, size), logits, architecture.outputs)
+    batches = torch.split(samples, task.batch_size(samples))
+    return SearchTarget(model, architecture.block_list(model), batches, logits, architecture.outputs)
 
 
 def rows_of(model: Any, samples: Tensor) -> int:
-    """How many predictions a model makes on samples."""
-    return samples.numel() if architecture_of(model.config.model_type).predicts_tokens else len(samples)
+    """Return the number of predictions that a model makes on samples."""
+    return architecture_of(model.config.model_type).task.predictions(samples)
 
 
 def _parts_of(module: nn.Module) -> dict[str, nn.Module]:
-    """Those that there is a choice of widths for."""
+    """Return the parts of a module that have a choice of bit-widths, by path, linears first."""
     found = [part for part in module.modules() if isinstance(part, ElasticLinear | KeyValues)]
     found = [part for part in found if isinstance(part, KeyValues) or not part.spec.fixed]
     linears_first = sorted(found, key=lambda part: isinstance(part, KeyValues))

@@ -1,15 +1,18 @@
 """Loading an artifact as a transformers model, and saving it again."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from quept.assembly import make_elastic
+from quept.attention import ATTRIBUTE
 from quept.config import MAX_BITS, Recipe
 from quept.devices import choose_device
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
@@ -18,9 +21,8 @@ from quept.formats.dtypes import DTYPES
 from quept.formats.paging import page_out
 from quept.layers import ElasticLinear, Execution, learned_names, stored_tensors
 from quept.layers.size import resident_bytes
-from quept.models import architecture_of
-from quept.models.attention import ATTRIBUTE
-from quept.models.checkpoint import first_line, model_class, quiet
+from quept.models import ARCHITECTURES, Architecture, architecture_for, architecture_of
+from quept.models.checkpoint import first_line, quiet
 from quept.precision import Precision, elastic_linears, keep_weights, key_values, set_precision
 from quept.storage.checks import fault
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
@@ -139,12 +141,16 @@ def save(model: Any, directory: str | Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype) -> Any:
-    """Return the model of a configuration with elastic layers and without weights."""
+def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype, architecture: Architecture | None = None) -> Any:
+    """Return the model of a configuration with elastic layers, without weights.
+
+    `architecture` is the model's family; None takes the registered one.
+    """
+    architecture = architecture_for(config, architecture)
     with init_empty_weights(include_buffers=False), quiet():
-        model = model_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
+        model = architecture.task.model_class.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # init_empty_weights undoes the ties made inside it
-    make_elastic(model, recipe)
+    make_elastic(model, recipe, architecture)
     return model
 
 
@@ -152,26 +158,40 @@ def open_skeleton(directory: str | Path, manifest: Manifest) -> Any:
     """Return the artifact's model without weights.
 
     Raises:
+        InvalidInput: Its architecture is not registered.
         CorruptArtifact: No model can be built from the artifact's configuration.
     """
     directory = Path(directory)
-    try:
-        architecture_of(manifest.architecture)
-        with quiet():
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        if config.model_type != manifest.architecture:
-            raise ValueError(f"config.json is of {config.model_type!r}, quept.json of {manifest.architecture!r}")
+    with _explained(directory):
+        settings, _ = PreTrainedConfig.get_config_dict(directory, local_files_only=True)
+        if (declared := settings.get("model_type")) != manifest.architecture:
+            raise ValueError(f"config.json is of {declared!r}, quept.json of {manifest.architecture!r}")
+    if manifest.architecture not in ARCHITECTURES:
+        raise InvalidInput(
+            f"{directory} holds a model of the architecture {manifest.architecture!r}, which is not registered here: "
+            "register the architecture that it was calibrated with, by quept.register_architecture, before loading it. "
+            f"Known are {', '.join(sorted(ARCHITECTURES))}."
+        )
+    with _explained(directory):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         if config.num_hidden_layers != manifest.blocks:
             raise ValueError(f"config.json names {config.num_hidden_layers} blocks, the files hold {manifest.blocks}")
         model = skeleton(config, manifest.recipe, DTYPES[manifest.dtype])
         if (directory / "generation_config.json").is_file():
-            with quiet():
-                model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises errors of many classes for damaged files
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return model
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Silence transformers, and raise `CorruptArtifact` for whatever a damaged file makes it do."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
         raise CorruptArtifact(
             f"The model of the artifact {directory} cannot be built ({first_line(error)}); copy the artifact again."
         ) from None
-    return model
 
 
 def _fill(model: Any, tensors: dict[str, Tensor], *, cast_to: torch.dtype | None, verify: bool) -> None:

@@ -1,8 +1,8 @@
-"""Quantized attention in transformers' models, by the interface that they have for other implementations of it.
+"""Quantized attention in transformers' models, through transformers' own interface for attention implementations.
 
-Where keys and values are kept for tokens to come, what runs is the model's own attention ("sdpa" or "eager") on
-rotated, quantized keys and values; where the operands of its products are rounded, one that makes them. A model whose
-layers have no width for either computes as before, bit for bit.
+With quantized keys and values the model's own attention ("sdpa" or "eager") runs on rotated, quantized keys and values.
+With quantized operands `AttentionOperands` computes the attention. A model in which neither has a bit-width in force
+computes as before, bit for bit.
 """
 
 import sys
@@ -26,26 +26,25 @@ PRODUCTS = "products"  # of an attention module
 def attach(
     block: nn.Module, block_path: str, attention: str, rotates_values: bool, heads: int = 1, size: int = 1
 ) -> KeyValues:
-    """Give the attention at path `attention` of the block at `block_path` a `KeyValues`, at full precision for now.
+    """Attach a `KeyValues` at full precision to the attention at path `attention` of the block at `block_path`.
 
-    `heads` and `size` are those of its keys; without them, keys are never centred.
-    Returns it; it is the attention's submodule `key_values`, in the place of one that was there. Raises
-    `InvalidInput` for an attention implementation other than "sdpa" and "eager".
+    It becomes the attention's submodule `key_values` and replaces an earlier one. `heads` and `size` are those of the
+    keys. Returns it. Raises `InvalidInput` for an attention implementation other than "sdpa" and "eager".
     """
     module = block.get_submodule(attention)
     install(module.config)
     key_values = KeyValues(f"{block_path}.{attention}", rotates_values, heads, size)
     device = next(module.parameters()).device
-    if device.type != "meta":  # in a model without weights, zero is what the center is
+    if device.type != "meta":  # in a model without weights the center stays zero
         key_values.to(device)
     setattr(module, ATTRIBUTE, key_values)
     return key_values
 
 
 def attach_operands(block: nn.Module, block_path: str, attention: str, spec: Activations) -> AttentionOperands:
-    """Give the attention at path `attention` of the block at `block_path` an `AttentionOperands`, and return it.
+    """Attach an `AttentionOperands` to the attention at path `attention` of the block at `block_path`.
 
-    It is the attention's submodule `products`. Raises `InvalidInput` as `attach` does.
+    It becomes the attention's submodule `products`. Returns it. Raises `InvalidInput` as `attach` does.
     """
     module: Any = block.get_submodule(attention)
     install(module.config)
@@ -55,7 +54,7 @@ def attach_operands(block: nn.Module, block_path: str, attention: str, spec: Act
 
 
 def install(config: Any) -> None:
-    """Let models of this transformers configuration run their attention through what is attached; twice is once.
+    """Route the attention of models with this transformers configuration through what is attached; idempotent.
 
     Raises `InvalidInput` for an attention implementation other than "sdpa" and "eager".
     """
@@ -73,7 +72,7 @@ def install(config: Any) -> None:
 
 
 def is_installed(config: Any) -> bool:
-    """Whether models of this transformers configuration run their attention through what is attached."""
+    """Return whether models with this transformers configuration route their attention through what is attached."""
     return config._attn_implementation in _WRAPPERS.values()
 
 
@@ -82,7 +81,7 @@ def _sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask
 
 
 def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    # Eager attention is not in the registry: every family has its own, beside the attention's class.
+    # Eager attention is not in the registry: every family defines its own in the module of its attention class.
     base = sys.modules[type(module).__module__].eager_attention_forward
     if getattr(module, "reorder_and_upcast_attn", False):
         base = _gpt2_upcast
@@ -90,7 +89,7 @@ def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
 
 def _gpt2_upcast(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-    """GPT-2's other eager attention, which it chooses by the name of the implementation and so not by itself."""
+    """Run GPT-2's upcasting attention, which GPT-2 selects only under the name "eager"."""
     return module._upcast_and_reordered_attn(query, key, value, mask)
 
 
@@ -103,7 +102,10 @@ def _attend(
     mask: Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    """`base` on quantized keys and values; output `(batch, tokens, heads, head size)` and attention weights or None."""
+    """Run `base` on quantized keys and values.
+
+    Returns the output, `(batch, tokens, heads, head size)`, and the attention weights or None.
+    """
     products: AttentionOperands | None = getattr(module, PRODUCTS, None)
     if products is not None and products.are_rounded:
         scaling = kwargs.get("scaling")
