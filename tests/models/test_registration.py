@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import GROUPED, run
+from command_line import run
+from families import GROUPED
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
