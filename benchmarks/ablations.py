@@ -26,7 +26,7 @@ from quept.calibration.optimizer import TRAVEL
 from quept.calibration.reconstruct import count_steps
 from quept.config import Mixing, Recipe
 from quept.data import token_stream
-from quept.evaluation import evaluate_widths
+from quept.evaluation import evaluate_precisions
 from quept.files import replacing
 from quept.models.checkpoint import open_tokenizer
 
@@ -69,7 +69,7 @@ class Variant:
 def variants(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     """All of them; each ablation starts with what the paper does."""
     for strategy in ("selective", "uniform", "random", "single-width", "per-group"):
-        width = {"single_width": 8} if strategy == "single-width" else {}
+        width = {"single_bits": 8} if strategy == "single-width" else {}
         yield Variant("merging", f"{strategy}{' (8)' if width else ''}", {"merging": {"strategy": strategy, **width}})
     for kind in ("cascade", "independent", "shared", "none"):
         yield Variant("adapter kind", kind, {"adapter": {"kind": kind}})
@@ -168,7 +168,7 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
                 options.model, output, data=data, recipe=recipe, seed=variant.seed_or(options.seed)
             )
             model = quept.load(output, dtype=torch.float32, packed=False)
-            evaluation = evaluate_widths(model, tokens, recipe.bits, sequence_length=options.sequence_length)
+            evaluation = evaluate_precisions(model, tokens, recipe.bits, sequence_length=options.sequence_length)
     return {
         "full_precision": evaluation.full_precision,
         "perplexity": {str(result.bits): result.perplexity for result in evaluation.results},

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import quept
 from quept.assembly import make_elastic
-from quept.config import FULL, Widths, parse_precisions
+from quept.config import FULL, Precision, parse_precisions
 from quept.data import token_stream
 from quept.evaluation import divergence, perplexity
 from quept.files import replacing
@@ -92,13 +92,13 @@ class Bench:
 
 
 @contextmanager
-def calibrated(model: Any, widths: Widths) -> Iterator[None]:
+def calibrated(model: Any, widths: Precision) -> Iterator[None]:
     """As it was calibrated, all else at full precision."""
     with at_precision(model, None), at_precision(model, widths):
         yield
 
 
-def available(model: Any, widths: Widths) -> bool:
+def available(model: Any, widths: Precision) -> bool:
     """Whether the artifact has these widths."""
     try:
         with at_precision(model, widths):

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quept
-from quept.config import PrecisionPlan, Widths
+from quept.config import Precision, PrecisionPlan
 from quept.data import token_stream
 from quept.models.checkpoint import open_tokenizer
 from quept.precision import at_precision, elastic_linears
@@ -75,7 +75,7 @@ def main() -> None:
     rows = []
     for name, plan in plans.items():
         assigned = plan.assigned(layers)
-        bits = sum((Widths.parse(assigned[path]).weights or 0) * layer.numel for path, layer in layers.items())
+        bits = sum((Precision.parse(assigned[path]).weights or 0) * layer.numel for path, layer in layers.items())
         bits /= sum(layer.numel for layer in layers.values())
         share = (bits - low) / (high - low)
         loss, kl = joined[name]

@@ -260,7 +260,7 @@ def main() -> None:
         "pairs, free": Problem(table, bench.costs, freely),
     }
     main_problem = problems["pairs"]
-    uniform = [bench.row(f"{each.mean_width:g}", each) for each in main_problem.uniform_plans()]
+    uniform = [bench.row(f"{each.mean_bits:g}", each) for each in main_problem.uniform_plans()]
     for each, alone in zip(uniform, problems["sum"].uniform_plans(), strict=True):
         each["summed_kl"] = alone.expected
     names = {f"{each['bits']:.3f} (uniform {each['name']})": each["bits"] for each in uniform if each["name"] in "34"}

@@ -69,7 +69,7 @@ def test_a_new_model_runs_at_full_precision(model):
     assert set(elastic_linears(model)) == set(PATHS)
 
 
-def test_a_width_holds_for_every_elastic_layer_until_it_is_changed(model):
+def test_a_bit_width_holds_for_every_elastic_layer_until_it_is_changed(model):
     full, outputs = model(HIDDEN), {}
     for bits in (8, 4, 2):
         set_precision(model, bits)
@@ -82,7 +82,7 @@ def test_a_width_holds_for_every_elastic_layer_until_it_is_changed(model):
     assert torch.equal(model(HIDDEN), full)
 
 
-def test_going_back_to_a_width_gives_the_same_output_with_and_without_kept_weights(model):
+def test_going_back_to_a_bit_width_gives_the_same_output_with_and_without_kept_weights(model):
     set_precision(model, 2)
     before = model(HIDDEN)
     keep_weights(model, None)
@@ -126,7 +126,7 @@ def test_patterns_set_the_layers_they_name_and_one_that_names_none_is_refused(mo
     assert widths(model) == uniform(8)
 
 
-def test_a_width_of_keys_and_values_is_not_for_a_linear(model):
+def test_a_bit_width_of_keys_and_values_is_not_for_a_linear(model):
     set_precision(model, 8)
     with pytest.raises(InvalidInput, match=r"layers\.0\.up the width kv4, which is of keys and values"):
         set_precision(model, {"layers.0.up": "kv4"})
@@ -151,7 +151,7 @@ def test_a_plan_cannot_be_changed_and_does_not_follow_the_mapping_it_came_from()
 
 
 @pytest.mark.parametrize("precision", [3, 0, -1, {"layers.0.up": 4, "layers.0.down": 3}, {"layers.1.up": 0}])
-def test_an_uncalibrated_width_is_refused_and_nothing_changes(model, precision):
+def test_an_uncalibrated_bit_width_is_refused_and_nothing_changes(model, precision):
     set_precision(model, {"layers.0.up": 2, "layers.0.down": 8})
     before = widths(model)
     with pytest.raises(InvalidInput, match=r"not in the calibrated set \[2, 4, 8\]|widths go from 2 to 8"):
@@ -169,7 +169,7 @@ def test_a_plan_with_unknown_layers_is_refused_and_nothing_changes(model, plan):
 
 
 @pytest.mark.parametrize("value", [True, False, 4.0, [4], object()])
-def test_what_only_looks_like_a_width_is_refused_and_nothing_changes(model, value):
+def test_what_only_looks_like_a_bit_width_is_refused_and_nothing_changes(model, value):
     for precision in (value, {"layers.0.up": value}):
         with pytest.raises(InvalidInput, match="neither a width, a plan nor None"):
             set_precision(model, precision)

@@ -7,7 +7,7 @@ import torch
 
 import quept
 from quept.data import load_images, token_stream
-from quept.evaluation import evaluate_accuracy, evaluate_widths
+from quept.evaluation import evaluate_accuracy, evaluate_precisions
 from quept.models import open_model
 from quept.models.checkpoint import open_tokenizer
 from quept.models.images import open_image_processor
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-def test_stories260k_keeps_its_language_at_every_width(tmp_path):
+def test_stories260k_keeps_its_language_at_every_bit_width(tmp_path):
     recipe = quept.load_recipe("paper")
     recipe = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=4))
     quept.calibrate(
@@ -33,7 +33,7 @@ def test_stories260k_keeps_its_language_at_every_width(tmp_path):
     )
     model = quept.load(tmp_path / "out")
     tokens = token_stream(ASSETS / "text" / "tinystories.test.txt", open_tokenizer(tmp_path / "out"), max_tokens=12_000)
-    result = evaluate_widths(model, tokens, recipe.bits, sequence_length=256, baseline=True)
+    result = evaluate_precisions(model, tokens, recipe.bits, sequence_length=256, baseline=True)
     share = {row.bits: row.perplexity / row.baseline for row in result.results}
     assert share[2] <= 1 / 5
     assert share[3] <= 0.75
@@ -60,7 +60,7 @@ def test_stories260k_keeps_its_language_with_rounded_activations(tmp_path):
     model = quept.load(tmp_path / "out")
     tokens = token_stream(ASSETS / "text" / "tinystories.test.txt", open_tokenizer(tmp_path / "out"), max_tokens=12_000)
     wanted = (4, 6, 8, "w4a8", "w8a8kv8")
-    result = evaluate_widths(model, tokens, wanted, sequence_length=256, baseline=True)
+    result = evaluate_precisions(model, tokens, wanted, sequence_length=256, baseline=True)
     found = {row.precision: row for row in result.results}
     rounding = found["4"].baseline - result.full_precision
     assert found["4"].perplexity - result.full_precision < 0.65 * rounding
@@ -70,7 +70,7 @@ def test_stories260k_keeps_its_language_with_rounded_activations(tmp_path):
     assert found["6"].perplexity < found["w4a8"].perplexity < found["4"].perplexity
 
 
-def test_the_fashion_vit_keeps_its_predictions_at_every_width(tmp_path):
+def test_the_fashion_vit_keeps_its_predictions_at_every_bit_width(tmp_path):
     recipe = quept.load_recipe("vision-best").with_bits((3, 4, 8))
     images = ASSETS / "images"
     quept.calibrate(

@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from quept.calibration import Progress, Report, calibrate
-    from quept.config import PrecisionPlan, Recipe, Widths
+    from quept.config import Precision, PrecisionPlan, Recipe
     from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
-    from quept.evaluation import evaluate_widths
+    from quept.evaluation import evaluate_precisions
     from quept.evaluation.perplexity import perplexity
     from quept.generation import KeyValueCache
     from quept.models import register_architecture
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from quept.storage import load, save
 
 _HOME = {
-    "config": ("PrecisionPlan", "Recipe", "Widths"),
+    "config": ("PrecisionPlan", "Recipe", "Precision"),
     "calibration": ("Progress", "Report", "calibrate"),
     "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
-    "evaluation": ("evaluate_widths", "perplexity"),
+    "evaluation": ("evaluate_precisions", "perplexity"),
     "generation": ("KeyValueCache",),
     "models": ("register_architecture",),
     "precision": ("at_precision", "precision_of", "prefetch", "set_precision"),
@@ -40,16 +40,16 @@ __all__ = [
     "CorruptArtifact",
     "InvalidInput",
     "KeyValueCache",
+    "Precision",
     "PrecisionPlan",
     "Progress",
     "QueptError",
     "Recipe",
     "Report",
-    "Widths",
     "allocate",
     "at_precision",
     "calibrate",
-    "evaluate_widths",
+    "evaluate_precisions",
     "load",
     "load_recipe",
     "measure_sensitivity",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from quept.attention import install
-from quept.config import FULL, Activations, PlannedWidth, PrecisionPlan, Widths
+from quept.config import FULL, Activations, PlannedBits, Precision, PrecisionPlan
 from quept.errors import InvalidInput
 from quept.layers import AttentionOperands, ElasticLinear, WeightCache
 from quept.layers.attention import OperandSetting
@@ -28,7 +28,7 @@ LOADED = "quept_parts"  # the attribute under which a loaded model keeps its par
 _AHEAD = ThreadPoolExecutor(1, "quept-prefetch")  # one, so that what was asked for first comes first
 _SWITCHING = Lock()  # defaults are changed, and read for a pass, all together
 
-Precision = int | str | Widths | PrecisionPlan | Mapping[str, PlannedWidth] | None
+PrecisionLike = int | str | Precision | PrecisionPlan | Mapping[str, PlannedBits] | None
 
 
 class Parts(NamedTuple):
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
         for parts in self:
             yield from parts.values()
 
-    def settings(self, precision: Precision, strict: bool = True) -> dict[Adjustable[Any], Any]:
+    def settings(self, precision: PrecisionLike, strict: bool = True) -> dict[Adjustable[Any], Any]:
         """Return the setting of each part that a precision names; raises `InvalidInput` as `set_precision` does."""
         assigned = _assigned(precision, {**self.linears, **self.operands}, self.key_values, strict)
         settings: dict[Adjustable[Any], Any] = {
@@ -91,7 +91,7 @@ def master_name(model: nn.Module) -> str:
     return f"{max(bits for bits in stored if bits)}-bit master" if stored else "full precision"
 
 
-def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True) -> None:
+def set_precision(model: nn.Module, precision: PrecisionLike, *, strict: bool = True) -> None:
     """Run `model` at a bit-width, by a plan, or (None) at full precision, from the next forward pass on.
 
     Bits are a number, for weights and for the activations that were calibrated with them, or say what they are of:
@@ -109,13 +109,13 @@ def set_precision(model: nn.Module, precision: Precision, *, strict: bool = True
 def precision_of(model: nn.Module) -> PrecisionPlan:
     """Return the plan in force in the thread or asyncio task that asks."""
     linears, attentions, operands = Parts.of(model)
-    plan: dict[str, PlannedWidth] = {path: _planned(layer) for path, layer in linears.items()}
+    plan: dict[str, PlannedBits] = {path: _planned(layer) for path, layer in linears.items()}
     plan |= {path: each.bits for path, each in attentions.items()}
     return PrecisionPlan(plan | {path: each.bits for path, each in operands.items()})
 
 
 @contextmanager
-def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
+def at_precision(model: nn.Module, precision: PrecisionLike) -> Iterator[None]:
     """Run the enclosed code at `precision`, in this thread or asyncio task alone; see `set_precision` for the values.
 
     Other threads run at theirs meanwhile. Threads that begin within start at the model's default, asyncio tasks at this
@@ -129,7 +129,7 @@ def at_precision(model: nn.Module, precision: Precision) -> Iterator[None]:
 
 
 @contextmanager
-def rounded_to_nearest(model: nn.Module, precision: Precision) -> Iterator[None]:
+def rounded_to_nearest(model: nn.Module, precision: PrecisionLike) -> Iterator[None]:
     """Run the enclosed code with plain rounding to nearest, the baseline, at the same granularity, in this thread
     alone.
 
@@ -147,7 +147,7 @@ def rounded_to_nearest(model: nn.Module, precision: Precision) -> Iterator[None]
         yield
 
 
-def prefetch(model: nn.Module, precision: Precision) -> "Future[int]":
+def prefetch(model: nn.Module, precision: PrecisionLike) -> "Future[int]":
     """Derive, beside whatever else runs, the weights that `precision` needs, so that a switch to it costs nothing.
 
     Weights that are resident and not in force make room; where room is short, those left out are derived when they are
@@ -217,13 +217,13 @@ def _install(model: nn.Module, settings: Mapping[Adjustable[Any], Any]) -> None:
 
 
 def _assigned(
-    precision: Precision, linears: Mapping[str, object], attentions: Mapping[str, object], strict: bool = True
-) -> dict[str, PlannedWidth]:
+    precision: PrecisionLike, linears: Mapping[str, object], attentions: Mapping[str, object], strict: bool = True
+) -> dict[str, PlannedBits]:
     """The width that each part named by `precision` gets, by path."""
     if isinstance(precision, PrecisionPlan):
         plan = precision
     else:
-        plan = PrecisionPlan(precision if isinstance(precision, Mapping) else {"*": Widths.parse(precision)})
+        plan = PrecisionPlan(precision if isinstance(precision, Mapping) else {"*": Precision.parse(precision)})
         strict = strict and isinstance(precision, Mapping)
     if strict and (unknown := plan.unmatched([*linears, *attentions])):
         raise InvalidInput(
@@ -234,7 +234,7 @@ def _assigned(
 
 
 def _chosen(
-    layers: Mapping[str, ElasticLinear], assigned: Mapping[str, PlannedWidth]
+    layers: Mapping[str, ElasticLinear], assigned: Mapping[str, PlannedBits]
 ) -> list[tuple[ElasticLinear, int | None, int | None]]:
     """Each layer that is assigned a width, and the widths of its weights and inputs."""
     known: dict[tuple[int, int, type, Any], tuple[int | None, int | None]] = {}
@@ -244,17 +244,17 @@ def _chosen(
         if layer is None:
             continue
         # Layers share a few settings: what a width means to one, it means to all of them.
-        written = planned if isinstance(planned, int | str) else Widths.parse(planned)
+        written = planned if isinstance(planned, int | str) else Precision.parse(planned)
         key = id(layer.spec), id(None if layer.input is None else layer.input.spec), type(written), written
         if key not in known:
-            known[key] = _widths_of(layer, written)
+            known[key] = _bits_of(layer, written)
         chosen.append((layer, *known[key]))
     return chosen
 
 
-def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tuple[int | None, int | None]:
+def _bits_of(layer: ElasticLinear, planned: int | str | Precision | None) -> tuple[int | None, int | None]:
     """The widths of a layer's weights and inputs that a plan's entry means; None is full precision."""
-    widths = Widths.parse(planned)
+    widths = Precision.parse(planned)
     if widths.weights is None and widths.activations is None:
         raise InvalidInput(f"The plan gives the linear {layer.path} the width {widths}, which is of keys and values.")
     calibrated = Activations() if layer.input is None else layer.input.spec
@@ -269,7 +269,7 @@ def _widths_of(layer: ElasticLinear, planned: int | str | Widths | None) -> tupl
     return bits, _activation_width(calibrated, widths)
 
 
-def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
+def _activation_width(calibrated: Activations, widths: Precision) -> int | None:
     """Return the bit-width of activations that is meant; None is full precision."""
     if widths.activations is None:
         return calibrated.bits_for(None if widths.weights == FULL else widths.weights)
@@ -287,23 +287,23 @@ def _activation_width(calibrated: Activations, widths: Widths) -> int | None:
     return widths.activations
 
 
-def _operand_bits(operands: AttentionOperands, planned: PlannedWidth) -> int | None:
+def _operand_bits(operands: AttentionOperands, planned: PlannedBits) -> int | None:
     """Return the bit-width of an attention's operands that a plan's entry means; None is full precision."""
-    return _activation_width(operands.spec, Widths.parse(planned))
+    return _activation_width(operands.spec, Precision.parse(planned))
 
 
-def _kept_width(planned: PlannedWidth) -> int | None:
+def _kept_width(planned: PlannedBits) -> int | None:
     """The width of keys and values that a plan's entry for an attention means; None is full precision."""
-    widths = Widths.parse(planned)
+    widths = Precision.parse(planned)
     bits = widths.weights if widths.keys_values is None else widths.keys_values
     return None if bits == FULL else bits
 
 
-def _planned(layer: ElasticLinear) -> PlannedWidth:
+def _planned(layer: ElasticLinear) -> PlannedBits:
     """The plan's entry that means the widths a layer runs at."""
     bits, activation_bits = layer.bits, layer.activation_bits
     if bits is None and activation_bits is None:
         return None
-    if bits is not None and _widths_of(layer, bits) == (bits, activation_bits):
+    if bits is not None and _bits_of(layer, bits) == (bits, activation_bits):
         return bits
-    return str(Widths(bits or FULL, activation_bits or FULL))
+    return str(Precision(bits or FULL, activation_bits or FULL))

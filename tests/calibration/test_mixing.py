@@ -51,7 +51,7 @@ def first_block(model, windows, settings):
     return block, stem.hidden_states(windows)
 
 
-def test_linears_that_read_one_tensor_move_together_to_the_next_width(tiny_model, windows):
+def test_linears_that_read_one_tensor_move_together_to_the_next_bit_width(tiny_model, windows):
     settings = recipe(mixing=Mixing(bits=(2, 8), probability=0.3))
     block, _ = first_block(tiny_model("llama"), windows, settings)
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def test_blocks_before_the_start_are_not_mixed(tiny_model, windows):
     assert len({draw_mixture(block, 2, settings.reconstruction, generator) for _ in range(20)}) > 1
 
 
-def test_a_block_runs_with_each_linear_at_the_width_of_the_mixture(tiny_model, windows):
+def test_a_block_runs_with_each_linear_at_the_bit_width_of_the_mixture(tiny_model, windows):
     block, hidden = first_block(tiny_model("llama"), windows, recipe())
     others = {"mlp.down_proj": 3, "self_attn.o_proj": 8}
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_a_block_runs_with_each_linear_at_the_width_of_the_mixture(tiny_model, w
             assert torch.equal(mixed, block.run(hidden, None))
 
 
-def test_streams_of_mixed_widths_alone_are_another(tiny_model, windows, tmp_path):
+def test_streams_of_mixed_bit_widths_alone_are_another(tiny_model, windows, tmp_path):
     moved_on = {}
     for share in (0.0, 0.2):
         settings = recipe(mixing=Mixing(bits=(2,), probability=share))
@@ -123,7 +123,7 @@ def calibrated(tiny_model, windows, tmp_path_factory):
     return calibrate(0.0), calibrate(0.4)
 
 
-def test_a_mixed_width_and_the_next_learn_otherwise_and_the_rest_the_same_bit_for_bit(calibrated):
+def test_a_mixed_bit_width_and_the_next_learn_otherwise_and_the_rest_the_same_bit_for_bit(calibrated):
     plain, mixed = map(elastic_linears, calibrated)
     assert all(torch.equal(plain[path].derive(8), mixed[path].derive(8)) for path in plain)
     for bits in (2, 3):
@@ -131,7 +131,7 @@ def test_a_mixed_width_and_the_next_learn_otherwise_and_the_rest_the_same_bit_fo
 
 
 @pytest.mark.parametrize("bits", [(2, 5), (2, 8)])
-def test_linears_move_to_a_width_that_does_not_train_without_changing_it(bits, tiny_model, windows, tmp_path):
+def test_linears_move_to_a_bit_width_that_does_not_train_without_changing_it(bits, tiny_model, windows, tmp_path):
     def calibrate(share):
         settings = quept.load_recipe("best").with_bits(bits)
         mixing = Mixing(bits=(2,), probability=share)

@@ -74,7 +74,7 @@ def seeded(seed):
 
 
 @pytest.mark.parametrize(("isolated", "untouched"), [(True, True), (False, False)])
-def test_isolation_keeps_the_lowest_widths_loss_from_all_higher_widths(isolated, untouched, tiny_model, windows):
+def test_isolation_keeps_the_lowest_bit_widths_loss_from_all_higher_widths(isolated, untouched, tiny_model, windows):
     settings = recipe(adapter=Adapter(kind="cascade", rank=2, isolated=isolated))
     calm, disturbed = (trained(tiny_model("llama"), windows, settings, noise) for noise in (0.0, 1.0))
     for bits in WIDTHS[1:]:
@@ -97,7 +97,7 @@ def reports(tiny_model, windows, tmp_path_factory):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_learned_rounding_lowers_each_blocks_error_at_each_chosen_width(bits, reports):
+def test_learned_rounding_lowers_each_blocks_error_at_each_chosen_bit_width(bits, reports):
     without, learned = (
         {error.block: error for error in report.manifest.block_errors if error.bits == bits}
         for report in reports.values()
@@ -110,7 +110,7 @@ def test_learned_rounding_lowers_each_blocks_error_at_each_chosen_width(bits, re
             assert error.calibrated < 0.9 * without[block].calibrated
 
 
-def test_planes_are_stored_once_per_chosen_width_and_rebuild_the_calibrated_codes(reports, tiny_model, windows):
+def test_planes_are_stored_once_per_chosen_bit_width_and_rebuild_the_calibrated_codes(reports, tiny_model, windows):
     report = reports[(2, 3, 4)]
     loaded = quept.load(report.directory)
     layers = elastic_linears(loaded)
@@ -149,7 +149,7 @@ def test_settling_keeps_every_code_that_training_ended_with(family, tiny_model, 
             assert torch.equal(linear.derive(bits), before[path][bits])
 
 
-def test_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows, tmp_path):
+def test_bit_widths_left_out_of_training_are_rounding_to_nearest(tiny_model, windows, tmp_path):
     settings = recipe(reconstruction=recipe().reconstruction.updated(train_every=(0, 1, 2, 1), epochs=2))
     report = quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=settings)
     for layer in elastic_linears(quept.load(report.directory)).values():
@@ -190,7 +190,7 @@ def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits
 
 @pytest.mark.parametrize("strategy", ["per-group", "selective", "single-width"])
 def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows, tmp_path):
-    settings = recipe(merging={"strategy": strategy, "single_width": 8})
+    settings = recipe(merging={"strategy": strategy, "single_bits": 8})
     block, hidden = first_block(tiny_model("llama"), windows, settings)
     init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))
     block.freeze()

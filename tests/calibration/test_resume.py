@@ -143,7 +143,7 @@ def test_a_nan_or_infinite_weight_is_named_and_leaves_nothing(tiny_model, window
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_non_finite_loss_names_block_width_and_remedy_and_leaves_nothing(tiny_model, windows, recipe, tmp_path):
+def test_a_non_finite_loss_names_block_bit_width_and_remedy_and_leaves_nothing(tiny_model, windows, recipe, tmp_path):
     exploding = recipe.updated(reconstruction=recipe.reconstruction.updated(adapter_learning_rate=1e38, epochs=3))
     with pytest.raises(CalibrationFailed, match=r"block model\.layers\.0 at \d bits .* Lower the learning rates"):
         quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=exploding)

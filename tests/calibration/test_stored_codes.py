@@ -77,7 +77,7 @@ def artifact(tiny_model, windows, tmp_path_factory):
     return directory
 
 
-def test_the_width_of_the_master_is_the_master_and_so_is_full_precision(artifact, windows):
+def test_the_bit_width_of_the_master_is_the_master_and_so_is_full_precision(artifact, windows):
     model = quept.load(artifact)
     full = model(windows).logits
     for layer in elastic_linears(model).values():
@@ -152,7 +152,7 @@ def test_what_a_kernel_rebuilds_from_gives_the_codes(artifact):
         assert (master.up, master.down, master.adapter_scale, master.clip_ratios, master.plane) == (None,) * 5
 
 
-def test_a_store_of_its_masters_width_alone_has_nothing_to_train(tiny_model, windows, tmp_path):
+def test_a_store_of_its_masters_bit_width_alone_has_nothing_to_train(tiny_model, windows, tmp_path):
     only = quept.load_recipe("paper").updated(store={"master_bits": 8}).with_bits((8,))
     report = quept.calibrate(tiny_model("llama"), tmp_path / "out", data=windows, recipe=only)
     assert report.trained_tokens == 0

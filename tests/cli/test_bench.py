@@ -22,7 +22,7 @@ def artifact(tmp_path_factory, tiny_model, windows):
 SHORT = ("--prompt", "8", "--tokens", "4", "--repeats", "2")
 
 
-def test_all_widths_are_timed_beside_bfloat16(artifact, tmp_path, capfd):
+def test_all_bit_widths_are_timed_beside_bfloat16(artifact, tmp_path, capfd):
     assert run("bench", artifact, *SHORT, "--json", tmp_path / "r.json", "--plot", tmp_path / "p.html") == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert [row["precision"] for row in result["widths"]] == [str(bits) for bits in range(2, 9)]
@@ -37,7 +37,7 @@ def test_all_widths_are_timed_beside_bfloat16(artifact, tmp_path, capfd):
     assert capfd.readouterr().out.count("x bf16") == 2
 
 
-def test_one_width_without_a_baseline_on_standard_output(artifact, capfd):
+def test_one_bit_width_without_a_baseline_on_standard_output(artifact, capfd):
     assert run("bench", artifact, *SHORT, "--bits", "4", "--no-baseline", "--exact", "--json", "-") == 0
     result = json.loads(capfd.readouterr().out)
     assert result["baseline"] is None
@@ -69,7 +69,7 @@ def test_what_a_token_reads_is_what_is_held_but_for_the_embedding(artifact):
     assert read_per_token(model) == resident_bytes(model, 4) + others
 
 
-def test_info_tells_what_widths_cost_in_memory_and_which_fit_together(artifact, tmp_path):
+def test_info_tells_what_bit_widths_cost_in_memory_and_which_fit_together(artifact, tmp_path):
     model = quept.load(artifact)
     sizes = {bits: resident_bytes(model, bits) for bits in range(2, 9)}
     budget = sizes[2] + sizes[3] + sizes[4]

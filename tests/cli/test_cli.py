@@ -67,8 +67,8 @@ def test_json_on_standard_output_is_nothing_but_json(workplace, capfd):
     assert json.loads(capfd.readouterr().out)["manifest"]["architecture"] == "llama"
 
 
-def test_a_width_that_is_not_there_is_told_before_anything_is_measured(workplace, capfd, tmp_path, monkeypatch):
-    import quept.evaluation.widths as widths
+def test_a_bit_width_that_is_not_there_is_told_before_anything_is_measured(workplace, capfd, tmp_path, monkeypatch):
+    import quept.evaluation.precisions as widths
 
     narrow = tmp_path / "narrow"
     arguments = ("calibrate", workplace / "model", "-o", narrow, "--data", workplace / "text.txt", "--bits", "2,4")
@@ -79,7 +79,7 @@ def test_a_width_that_is_not_there_is_told_before_anything_is_measured(workplace
     assert "3 bits are not in the calibrated set [2, 4]" in capfd.readouterr().err
 
 
-def test_generate_continues_the_prompt_at_a_width(workplace, capfd, tmp_path):
+def test_generate_continues_the_prompt_at_a_bit_width(workplace, capfd, tmp_path):
     file = tmp_path / "text.json"
     arguments = ("generate", workplace / "artifact", "--prompt", "a plain", "--bits", "3", "--max-new-tokens", "5")
     assert run(*arguments, "--json", file) == 0
@@ -152,7 +152,7 @@ def test_info_names_what_is_rounded(rounded_activations, capfd):
         assert expected in " ".join(shown.split())
 
 
-def test_info_names_widths_recipe_and_origin(workplace, capfd):
+def test_info_names_bit_widths_recipe_and_origin(workplace, capfd):
     assert run("info", workplace / "artifact") == 0
     shown = capfd.readouterr().out
     for expected in (

@@ -7,7 +7,7 @@ import torch
 from command_line import run
 
 import quept
-from quept.evaluation import evaluate_widths
+from quept.evaluation import evaluate_precisions
 
 SMALL = ("--samples", "4", "--sequence-length", "16")
 
@@ -51,7 +51,7 @@ def test_a_plan_is_made_measured_and_generated_with(place, tmp_path, capfd):
 
     model = quept.load(place / "artifact")
     tokens = torch.randint(96, (64,), generator=torch.Generator().manual_seed(0))
-    by_hand = evaluate_widths(model, tokens, (), plans={"mine": quept.PrecisionPlan.read(plan)}, sequence_length=16)
+    by_hand = evaluate_precisions(model, tokens, (), plans={"mine": quept.PrecisionPlan.read(plan)}, sequence_length=16)
     assert by_hand.results[0].bytes == row["bytes"]
 
     generate = ("generate", place / "artifact", "--prompt", "a plain", "--max-new-tokens", "4", "--json", "-")

@@ -4,52 +4,52 @@ import json
 
 import pytest
 
-from quept.config import FULL, PrecisionPlan, Widths, parse_precisions
+from quept.config import FULL, Precision, PrecisionPlan, parse_precisions
 from quept.errors import InvalidInput
 
 
 @pytest.mark.parametrize(
     ("given", "meant", "written"),
     [
-        (4, Widths(4), "4"),
-        ("4", Widths(4), "4"),
-        ("w4a8", Widths(4, 8), "w4a8"),
-        ("W4A4KV4", Widths(4, 4, 4), "w4a4kv4"),
-        ("w2a16", Widths(2, FULL), "w2a16"),
-        ("w2", Widths(2, FULL), "w2a16"),
-        ("a8", Widths(FULL, 8), "w16a8"),
-        ("kv3", Widths(keys_values=3), "kv3"),
-        ("4kv3", Widths(4, None, 3), "4kv3"),
-        ("w4kv2", Widths(4, FULL, 2), "w4a16kv2"),
-        (None, Widths(FULL, FULL, FULL), "w16a16kv16"),
-        (Widths(3, 8), Widths(3, 8), "w3a8"),
+        (4, Precision(4), "4"),
+        ("4", Precision(4), "4"),
+        ("w4a8", Precision(4, 8), "w4a8"),
+        ("W4A4KV4", Precision(4, 4, 4), "w4a4kv4"),
+        ("w2a16", Precision(2, FULL), "w2a16"),
+        ("w2", Precision(2, FULL), "w2a16"),
+        ("a8", Precision(FULL, 8), "w16a8"),
+        ("kv3", Precision(keys_values=3), "kv3"),
+        ("4kv3", Precision(4, None, 3), "4kv3"),
+        ("w4kv2", Precision(4, FULL, 2), "w4a16kv2"),
+        (None, Precision(FULL, FULL, FULL), "w16a16kv16"),
+        (Precision(3, 8), Precision(3, 8), "w3a8"),
     ],
 )
 def test_a_precision_means_what_it_says_and_reads_back(given, meant, written):
-    assert Widths.parse(given) == meant
+    assert Precision.parse(given) == meant
     assert str(meant) == written
-    assert Widths.parse(written) == meant
+    assert Precision.parse(written) == meant
 
 
 @pytest.mark.parametrize("given", ["", "w", "wa", "w4x8", "a8w4", "w4 a8", "w4.5", "four", "٤", "w4a8kv", "-4", "w-4"])
 def test_what_cannot_be_read_is_refused(given):
     with pytest.raises(InvalidInput, match=r"cannot be read; write a width \(4\)"):
-        Widths.parse(given)
+        Precision.parse(given)
 
 
 @pytest.mark.parametrize("given", [1, 9, 0, "9", "w1a8", "w4a9", "kv12", "w4a4kv1", "999"])
-def test_widths_that_do_not_exist_are_refused(given):
+def test_bit_widths_that_do_not_exist_are_refused(given):
     with pytest.raises(InvalidInput, match="widths go from 2 to 8; 16 is full precision"):
-        Widths.parse(given)
+        Precision.parse(given)
 
 
-def test_lists_hold_widths_ranges_and_pairs_each_once():
+def test_lists_hold_bit_widths_ranges_and_pairs_each_once():
     assert parse_precisions("2-4, w4a8,4,w4kv4") == (
-        Widths(2),
-        Widths(3),
-        Widths(4),
-        Widths(4, 8),
-        Widths(4, FULL, 4),
+        Precision(2),
+        Precision(3),
+        Precision(4),
+        Precision(4, 8),
+        Precision(4, FULL, 4),
     )
     for wrong in ("", "4-2", "1-4", "2,,4", "w2-w4"):
         with pytest.raises(InvalidInput):
@@ -57,10 +57,10 @@ def test_lists_hold_widths_ranges_and_pairs_each_once():
 
 
 def test_keys_and_values_are_set_unless_nothing_is_said():
-    assert Widths(4).with_keys_values(3) == Widths(4, None, 3)
-    assert Widths(4).with_keys_values(None) == Widths(4)
+    assert Precision(4).with_keys_values(3) == Precision(4, None, 3)
+    assert Precision(4).with_keys_values(None) == Precision(4)
     with pytest.raises(InvalidInput):
-        Widths(4).with_keys_values(1)
+        Precision(4).with_keys_values(1)
 
 
 LINEARS = ("blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down")
@@ -68,18 +68,18 @@ ATTENTIONS = ("blocks.0.attention", "blocks.1.attention")
 
 
 def assigned(bits):
-    return {path: Widths.parse(each) for path, each in PrecisionPlan(bits).assigned(LINEARS, ATTENTIONS).items()}
+    return {path: Precision.parse(each) for path, each in PrecisionPlan(bits).assigned(LINEARS, ATTENTIONS).items()}
 
 
 def test_patterns_name_parts_and_the_last_entry_counts():
     plan = {"*": 4, "blocks.1.*": 3, "blocks.?.up": 2, "blocks.1.up": 8}
     expected = {"blocks.0.up": 2, "blocks.0.down": 4, "blocks.1.up": 8, "blocks.1.down": 3}
-    assert assigned(plan) == {path: Widths(bits) for path, bits in expected.items()}
-    assert assigned({"blocks.1.up": 8, "*": 4})["blocks.1.up"] == Widths(4)
+    assert assigned(plan) == {path: Precision(bits) for path, bits in expected.items()}
+    assert assigned({"blocks.1.up": 8, "*": 4})["blocks.1.up"] == Precision(4)
     assert assigned({"blocks.[1-9].down": 2}).keys() == {"blocks.1.down"}
 
 
-def test_a_pattern_decides_on_the_kinds_that_its_width_is_of():
+def test_a_pattern_decides_on_the_kinds_that_its_bit_width_is_of():
     assert assigned({"*": 4}).keys() == set(LINEARS)
     assert assigned({"*": "kv4"}).keys() == set(ATTENTIONS)
     assert assigned({"*": "w4a4kv4"}).keys() == {*LINEARS, *ATTENTIONS}
@@ -98,7 +98,7 @@ def test_a_plan_reads_back_as_it_was_written(tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["bits"] == dict(plan.bits)
     read = PrecisionPlan.read(tmp_path / "plan.json")
     assert list(read.bits.items()) == list(plan.bits.items()), "order counts"
-    assert PrecisionPlan({"a": Widths(4), "b": "w16a16"}).to_json()["bits"] == {"a": 4, "b": "w16a16"}
+    assert PrecisionPlan({"a": Precision(4), "b": "w16a16"}).to_json()["bits"] == {"a": 4, "b": "w16a16"}
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def recipe(**changes):
         ("4,4", (4,)),
     ],
 )
-def test_widths_ranges_and_lists_are_read_ascending_and_without_repeats(text, bits):
+def test_bit_widths_ranges_and_lists_are_read_ascending_and_without_repeats(text, bits):
     assert parse_bits(text) == bits
 
 
@@ -67,7 +67,7 @@ def test_what_is_no_bit_set_is_refused_with_what_may_be_written(text):
 
 
 @pytest.mark.parametrize("text", ["0", "1", "9", "16", "1-4", "2-9", "8-2", "2,9", "999999999"])
-def test_widths_outside_2_to_8_and_ranges_downwards_are_refused(text):
+def test_bit_widths_outside_2_to_8_and_ranges_downwards_are_refused(text):
     refused(lambda: parse_bits(text), repr(text), "from 2 to 8")
 
 
@@ -93,7 +93,7 @@ def test_the_papers_bit_sets_are_split_into_the_papers_groups():
 
 
 @pytest.mark.parametrize("bits", SUBSETS, ids=str)
-def test_every_bit_set_is_partitioned_high_to_low_with_its_lowest_width_alone(bits):
+def test_every_bit_set_is_partitioned_high_to_low_with_its_lowest_bit_width_alone(bits):
     made = BitGroups.partition(bits)
     assert made.bits == bits
     assert sorted(chain(*made.groups)) == list(bits)
@@ -160,7 +160,7 @@ def test_a_recipes_groups_must_cover_its_bit_set(given_groups, words):
     refused(lambda: recipe(groups=given_groups), "the recipe", *words)
 
 
-def test_groups_with_widths_outside_the_bit_set_are_refused():
+def test_groups_with_bit_widths_outside_the_bit_set_are_refused():
     refused(lambda: recipe(bits="2-4", groups=[[8], [3, 4], [2]]), "not asked for [8]")
 
 
@@ -173,7 +173,7 @@ def test_a_recipes_own_groups_are_kept():
 # Granularity, adapter, merging
 
 
-def test_only_grouped_widths_share_scales_within_groups_never_beyond_the_row():
+def test_only_grouped_bit_widths_share_scales_within_groups_never_beyond_the_row():
     granularity = Granularity(group_size=128, grouped_bits=(2, 3))
     assert [granularity.inputs_per_scale(bits, 4096) for bits in (2, 3, 4)] == [128, 128, 4096]
     assert granularity.inputs_per_scale(2, 100) == 100
@@ -212,7 +212,7 @@ def test_the_highest_group_owns_the_first_columns():
 
 
 @pytest.mark.parametrize("kind", ["cascade", "independent", "shared"])
-def test_widths_without_an_adapter_own_no_columns(kind):
+def test_bit_widths_without_an_adapter_own_no_columns(kind):
     groups = BitGroups(groups=[[7, 8], [6], [5], [2]])
     adapter = Adapter(kind=kind, rank=4, bits=(5, 8))
     assert adapter.total_rank(groups) == 8
@@ -279,8 +279,8 @@ def test_settings_are_frozen():
         ({"merging": {"weights": [0.5, 0.5, 0.5, 0.5]}}, ("merging.weights", "sum to 1")),
         ({"merging": {"weights": [1.5, -0.5, 0, 0]}}, ("merging.weights", "non-negative")),
         ({"merging": {"weights": [float("nan")] * 4}}, ("merging.weights", "nan")),
-        ({"merging": {"strategy": "single-width"}}, ("merging.single_width", "None")),
-        ({"merging": {"strategy": "single-width", "single_width": 9}}, ("merging.single_width", "9")),
+        ({"merging": {"strategy": "single-width"}}, ("merging.single_bits", "None")),
+        ({"merging": {"strategy": "single-width", "single_bits": 9}}, ("merging.single_bits", "9")),
         ({"smoothing": {"grid": 0}}, ("smoothing.grid",)),
         ({"data": {"samples": 0}}, ("data.samples",)),
         ({"data": {"sequence_length": 1}}, ("data.sequence_length",)),
@@ -306,7 +306,7 @@ def test_updating_a_recipe_checks_it_again():
     refused(lambda: made.updated(merging=Merging(weights=(1.0,))), "Recipe", "merging.weights")
 
 
-def test_with_bits_keeps_the_groups_and_gives_new_widths_one_of_their_own():
+def test_with_bits_keeps_the_groups_and_gives_new_bit_widths_one_of_their_own():
     own = recipe(
         groups=[[6, 7, 8], [4, 5], [2]],
         bits="2,4-8",
@@ -348,7 +348,7 @@ def test_learned_rounding_and_an_adapter_that_rounds_exclude_each_other(entry):
     assert recipe(learned_rounding=[2], adapter={"entry": entry, "kind": "none"}).learned_rounding == (2,)
 
 
-def test_only_widths_of_the_set_get_planes():
+def test_only_bit_widths_of_the_set_get_planes():
     assert recipe(bits="3-6", groups=None, learned_rounding=[2, 3, 4]).weight_spec.learned_rounding == (3, 4)
 
 
@@ -362,10 +362,10 @@ def test_with_bits_refuses_impossible_sets(bits):
     refused(lambda: recipe().with_bits(bits))
 
 
-def test_with_bits_refuses_a_set_without_the_width_that_merging_needs():
-    single = recipe(merging={"strategy": "single-width", "single_width": 8})
-    assert single.with_bits([2, 8]).merging.single_width == 8
-    refused(lambda: single.with_bits([2, 4]), "merging.single_width is 8")
+def test_with_bits_refuses_a_set_without_the_bit_width_that_merging_needs():
+    single = recipe(merging={"strategy": "single-width", "single_bits": 8})
+    assert single.with_bits([2, 8]).merging.single_bits == 8
+    refused(lambda: single.with_bits([2, 4]), "merging.single_bits is 8")
 
 
 def test_a_recipe_survives_being_written_and_read():
@@ -480,7 +480,7 @@ def test_another_bit_set_is_of_activations_as_well():
     assert load_recipe("best").with_bits((2, 4)).activations.bits == ()
 
 
-def test_weights_without_a_width_of_activations_go_with_the_highest():
+def test_weights_without_a_bit_width_of_activations_go_with_the_highest():
     made = activations_recipe(activations={"bits": "4-8"}).with_bits((2, 4, 8)).updated(activations={"bits": (4, 6)})
     assert [made.activations.bits_for(bits) for bits in (2, 4, 8, None)] == [6, 4, 6, None]
 

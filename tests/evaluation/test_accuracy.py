@@ -198,7 +198,7 @@ def elastic_vit(tiny_vit):
 
 @pytest.mark.parametrize("held", [1, 600, 1 << 28])
 def test_every_precision_is_compared_on_the_same_images(elastic_vit, held, monkeypatch):
-    monkeypatch.setattr("quept.evaluation.accuracy_widths._PIXEL_BYTES", held)
+    monkeypatch.setattr("quept.evaluation.accuracy_precisions._PIXEL_BYTES", held)
     before = precision_of(elastic_vit)
     found = evaluate_accuracy(elastic_vit, iter(LABELLED), [2, "4"], baseline=True)
     assert precision_of(elastic_vit) == before
@@ -239,7 +239,7 @@ def test_what_is_not_asked_for_is_not_measured(elastic_vit):
     assert found.to_json()["results"][0]["calibrated"]["accuracy"] == asdict(found.results[0].calibrated.accuracy)
 
 
-def test_a_width_that_is_not_there_is_told_before_any_image_is_read(elastic_vit):
+def test_a_bit_width_that_is_not_there_is_told_before_any_image_is_read(elastic_vit):
     def unread():
         raise AssertionError
         yield

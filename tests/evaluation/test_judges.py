@@ -8,7 +8,7 @@ import torch
 import quept
 from quept.assembly import make_elastic
 from quept.errors import InvalidInput
-from quept.evaluation import evaluate_widths
+from quept.evaluation import evaluate_precisions
 from quept.evaluation.judges import AccuracyJudge, DataOptions, PerplexityJudge
 from quept.models import ARCHITECTURES, IMAGE_CLASSIFICATION, TEXT_GENERATION
 from quept.precision import at_precision
@@ -51,7 +51,7 @@ def test_a_text_is_judged_by_its_perplexity_at_the_precision_in_force(elastic, w
     assert told[-1][0] == "plan 1"
     assert told[-1][1] == told[-1][2]
     both = judge.evaluate(elastic.text, [2], baseline=True)
-    assert both == evaluate_widths(elastic.text, tokens, [2], sequence_length=16, stride=8, baseline=True)
+    assert both == evaluate_precisions(elastic.text, tokens, [2], sequence_length=16, stride=8, baseline=True)
     plan = {"all": quept.PrecisionPlan(bits={"*": 3})}
     assert [row.precision for row in judge.evaluate(elastic.text, [2], plans=plan).results] == ["2", "all"]
     assert judge.evaluate(elastic.text, [2], plans=plan, calibrated=False).results == ()

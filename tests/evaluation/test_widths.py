@@ -1,4 +1,4 @@
-"""Widths beside the model that was calibrated."""
+"""Precision beside the model that was calibrated."""
 
 import copy
 
@@ -9,7 +9,7 @@ import quept
 from quept.assembly import make_elastic
 from quept.config import Granularity
 from quept.errors import InvalidInput
-from quept.evaluation import evaluate_widths, widths
+from quept.evaluation import evaluate_precisions, widths
 from quept.evaluation.divergence import divergence
 from quept.precision import at_precision, rounded_to_nearest
 
@@ -43,7 +43,7 @@ def test_divergences_are_those_from_the_original(kept, opened, monkeypatch):
     original, model, roundable, tokens = opened
     monkeypatch.setattr(widths, "KEPT_LOGITS", kept)
     told = []
-    found = evaluate_widths(
+    found = evaluate_precisions(
         model,
         tokens,
         (2, 8),
@@ -73,11 +73,11 @@ def test_divergences_are_those_from_the_original(kept, opened, monkeypatch):
 def test_an_original_of_another_vocabulary_is_refused(opened, tiny_model):
     _, model, _, tokens = opened
     with pytest.raises(InvalidInput, match="96"):
-        evaluate_widths(model, tokens, (2,), sequence_length=WINDOW, original=tiny_model("llama", vocab_size=64))
+        evaluate_precisions(model, tokens, (2,), sequence_length=WINDOW, original=tiny_model("llama", vocab_size=64))
 
 
 def test_without_an_original_nothing_is_compared(opened):
     _, model, _, tokens = opened
-    found = evaluate_widths(model, tokens, (2,), sequence_length=WINDOW)
+    found = evaluate_precisions(model, tokens, (2,), sequence_length=WINDOW)
     assert found.original is found.full_precision_kl is found.results[0].kl is None
     assert torch.isfinite(torch.tensor(found.full_precision))

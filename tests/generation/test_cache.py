@@ -164,7 +164,7 @@ def test_recent_tokens_are_not_quantized(recent, llama, windows):
 
 
 @pytest.mark.parametrize("widths", [(4, 2, 8, 2), (None, 3, None, 5), (2, None, 2, None)], ids=str)
-def test_a_token_keeps_the_width_at_which_it_was_stored(widths, llama, windows):
+def test_a_token_keeps_the_bit_width_at_which_it_was_stored(widths, llama, windows):
     stored = [width for width in widths for _ in range(3)]
 
     def as_stored(key_values, states):
@@ -180,7 +180,7 @@ def test_a_token_keeps_the_width_at_which_it_was_stored(widths, llama, windows):
             assert torch.allclose(actual, expected, atol=1e-5)
 
 
-def test_recent_tokens_stay_exact_when_a_layer_gets_its_first_width(llama, windows):
+def test_recent_tokens_stay_exact_when_a_layer_gets_its_first_bit_width(llama, windows):
     caches = DynamicCache(config=llama.config), KeyValueCache(llama, recent=20)
     for bits, tokens in ((None, windows[:2, :9]), (2, windows[:2, 9:12]), (None, windows[:2, 12:15])):
         set_bits(llama, None)
@@ -189,7 +189,7 @@ def test_recent_tokens_stay_exact_when_a_layer_gets_its_first_width(llama, windo
         assert torch.allclose(step(llama, tokens, caches[1]), expected, atol=1e-4)
 
 
-def test_layers_have_widths_of_their_own(llama, windows):
+def test_layers_have_bit_widths_of_their_own(llama, windows):
     first, second = (module.key_values for module in attentions(llama))
     first.bits, second.bits = None, 2
     caches = DynamicCache(config=llama.config), KeyValueCache(llama)
@@ -198,7 +198,7 @@ def test_layers_have_widths_of_their_own(llama, windows):
         assert torch.allclose(actual, expected, atol=1e-5)
 
 
-def test_without_a_width_it_is_a_plain_cache(llama, prompts):
+def test_without_a_bit_width_it_is_a_plain_cache(llama, prompts):
     set_bits(llama, None)
     same(generate(llama, prompts, KeyValueCache(llama)), generate(llama, prompts, DynamicCache(config=llama.config)))
 

@@ -74,7 +74,7 @@ def test_a_tensor_that_was_written_to_is_computed_anew():
 
 
 @torch.no_grad()
-def test_another_width_or_tensor_is_not_taken_for_the_last_one():
+def test_another_bit_width_or_tensor_is_not_taken_for_the_last_one():
     module = at(block(), None, 4)
     states = hidden()
     module["q"](states)
@@ -94,7 +94,7 @@ def test_nothing_is_kept_once_every_reader_was_served():
 
 
 @torch.no_grad()
-def test_error_falls_with_the_width_and_is_none_without_one():
+def test_error_falls_with_the_bit_width_and_is_none_without_one():
     module, plain = block(bits=(2, 4, 8)), block()
     exact = plain["q"](hidden())
     errors = [float((at(module, None, bits)["q"](hidden()) - exact).norm()) for bits in (2, 4, 8, None)]

@@ -100,7 +100,7 @@ def weight_by_loops(layer, bits):
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_without_adapter_and_clipping_a_width_is_rounding_to_nearest(entry, bits):
+def test_without_adapter_and_clipping_a_bit_width_is_rounding_to_nearest(entry, bits):
     layer = unclipped(elastic(entry, learned=False))
     assert layer.B.numel() > 0
     assert not layer.B.any()
@@ -111,7 +111,7 @@ def test_without_adapter_and_clipping_a_width_is_rounding_to_nearest(entry, bits
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_the_weight_at_every_width_equals_the_methods_formulas(entry, kind):
+def test_the_weight_at_every_bit_width_equals_the_methods_formulas(entry, kind):
     layer = elastic(entry, kind)
     for bits in WIDTHS:
         torch.testing.assert_close(layer.derive(bits).detach(), weight_by_loops(layer, bits), rtol=1e-4, atol=1e-5)
@@ -157,7 +157,7 @@ def test_a_rank_above_the_layers_size_is_refused_with_its_name():
     ElasticLinear.like(linear, spec_for(kind="none", rank=1000), "block.linear")
 
 
-def test_a_width_that_was_not_calibrated_cannot_be_derived():
+def test_a_bit_width_that_was_not_calibrated_cannot_be_derived():
     layer = ElasticLinear.like(nn.Linear(IN, OUT), spec_for(bits=(2, 4)), "block.linear")
     with pytest.raises(InvalidInput, match=r"3 bits are not in the calibrated set \[2, 4\]"):
         layer.derive(3)
@@ -272,7 +272,7 @@ def counted(layer):
     return layer, derived
 
 
-def test_the_forward_pass_derives_a_width_once_and_gives_the_same_output():
+def test_the_forward_pass_derives_a_bit_width_once_and_gives_the_same_output():
     layer, derived = counted(elastic())
     hidden = torch.randn(2, IN)
     outputs = []

@@ -84,7 +84,7 @@ def test_switching_to_a_plan_and_back_restores_every_bit(artifact, windows):
     assert torch.equal(logits(model, windows), before)
 
 
-def test_only_what_is_used_is_resident_and_takes_its_width(artifact, windows):
+def test_only_what_is_used_is_resident_and_takes_its_bit_width(artifact, windows):
     model = quept.load(artifact, 4)
     layers = Parts.of(model).linears.values()
     weight_cache = next(iter(layers)).weight_cache
@@ -98,7 +98,7 @@ def test_only_what_is_used_is_resident_and_takes_its_width(artifact, windows):
     assert held == {bits: resident_bytes(model, bits) for bits in (2, 4)}
 
 
-def test_a_width_made_ahead_is_there_when_it_is_switched_to(artifact, windows, monkeypatch):
+def test_a_bit_width_made_ahead_is_there_when_it_is_switched_to(artifact, windows, monkeypatch):
     model = quept.load(artifact, 4)
     expected = logits(quept.load(artifact, 8), windows)
     logits(model, windows)

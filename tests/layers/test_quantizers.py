@@ -143,7 +143,7 @@ def test_the_baseline_is_the_whole_range_whatever_was_learned():
     torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(len(levels) - 1), rtol=1, atol=1e-3)
 
 
-def test_an_override_counts_for_every_width():
+def test_an_override_counts_for_every_bit_width():
     made = placed("search")
     made.override = made.grid(2)
     assert made(values(), 8).equal(made(values(), 2))

@@ -44,7 +44,7 @@ def model(request, tiny_model):
     return tiny_model(request.param)
 
 
-def test_without_a_width_nothing_changes_bit_for_bit(model, windows):
+def test_without_a_bit_width_nothing_changes_bit_for_bit(model, windows):
     before, chosen = logits(model, windows), model.config._attn_implementation
     attached = attach_all(model)
     assert model.config._attn_implementation == f"quept_{chosen}"

@@ -22,7 +22,7 @@ def logits(model, windows):
 
 
 @pytest.mark.parametrize(("family", "name", "tied"), CASES)
-def test_a_head_has_its_width_and_the_embedding_stays(family, name, tied, tiny_model, windows, tmp_path):
+def test_a_head_has_its_bit_width_and_the_embedding_stays(family, name, tied, tiny_model, windows, tmp_path):
     model = tiny_model(family, tie_word_embeddings=tied)
     head, embedding = model.get_output_embeddings().weight.clone(), model.get_input_embeddings().weight.clone()
     expected = logits(model, windows)

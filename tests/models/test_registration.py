@@ -104,7 +104,7 @@ def logits(model, windows):
 
 
 @pytest.mark.parametrize("architecture", [RIVER, WITHOUT_SITES], ids=["sites", "without sites"])
-def test_a_registered_family_runs_at_every_width_and_is_planned(architecture, checkpoint, windows, tmp_path, capfd):
+def test_a_registered_family_runs_at_every_bit_width_and_is_planned(architecture, checkpoint, windows, tmp_path, capfd):
     quept.register_architecture(architecture)
     artifact, text = tmp_path / "artifact", checkpoint.parent / "text.txt"
     original = AutoModelForCausalLM.from_pretrained(checkpoint)

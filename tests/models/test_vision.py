@@ -106,7 +106,7 @@ def test_loaded_at_full_precision_it_is_the_original(model, artifact, images):
     assert relative_error(logits(quept.load(artifact), images), logits(model, images)) < 1e-4
 
 
-def test_every_width_is_closer_than_the_one_below(model, artifact, images):
+def test_every_bit_width_is_closer_than_the_one_below(model, artifact, images):
     loaded, exact = quept.load(artifact), logits(model, images)
     errors = {}
     for precision in ("w4a4", "w4a8", "w8a8", "w8a16", "w16a8", "w16a4"):
@@ -126,13 +126,13 @@ def test_save_then_load_is_identity(artifact, images, tmp_path):
     )
 
 
-def test_calibration_beats_rounding_in_every_block_at_every_width(model, images, tmp_path):
+def test_calibration_beats_rounding_in_every_block_at_every_bit_width(model, images, tmp_path):
     report = quept.calibrate(model, tmp_path / "artifact", data=images, recipe=THOROUGH, device="cpu")
     for error in report.manifest.block_errors:
         assert error.calibrated < error.rounding, f"{error.block} at {error.bits} bits"
 
 
-def test_layers_outside_the_blocks_have_one_width(artifact, images):
+def test_layers_outside_the_blocks_have_one_bit_width(artifact, images):
     loaded = quept.load(artifact, 4)
     architecture = architecture_of(loaded.config.model_type)
     outer = {path: layer for path, layer in elastic_linears(loaded).items() if path in architecture.outer}
@@ -173,7 +173,7 @@ def test_the_operands_of_attention_are_rounded_with_the_activations(artifact, im
         assert each.probabilities.extremes[1] <= 1
 
 
-def test_sizes_count_layers_outside_at_their_own_width(artifact):
+def test_sizes_count_layers_outside_at_their_own_bit_width(artifact):
     loaded = quept.load(artifact)
     for bits in (4, 8, FULL):
         quept.set_precision(loaded, None if bits == FULL else bits)

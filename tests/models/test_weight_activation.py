@@ -46,7 +46,7 @@ def test_loaded_at_full_precision_it_is_the_original(model, artifact, windows):
     assert relative_error(logits(quept.load(artifact), windows), logits(model, windows)) < 1e-5
 
 
-def test_widths_of_weights_and_activations_are_chosen_apart(model, artifact, windows):
+def test_bit_widths_of_weights_and_activations_are_chosen_apart(model, artifact, windows):
     loaded = quept.load(artifact)
     exact, errors = logits(model, windows), {}
     for precision in ("w16a8", "w8a16", "w8a8", "w4a16", "w16a4", "w4a8", "w4a4"):
@@ -86,7 +86,7 @@ def test_generation_steps_through_a_cache_as_through_one_pass(artifact, windows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_calibration_beats_rounding_in_every_block_at_every_width(family, tiny_model, windows, tmp_path):
+def test_calibration_beats_rounding_in_every_block_at_every_bit_width(family, tiny_model, windows, tmp_path):
     report = quept.calibrate(tiny_model(family), tmp_path / "artifact", data=windows, recipe=THOROUGH, device="cpu")
     errors = report.manifest.block_errors
     assert len(errors) == 2 * len(BEST.bits)
@@ -108,7 +108,7 @@ def test_groups_run_and_load(changes, tiny_model, windows, tmp_path):
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_a_width_of_weights_below_those_of_activations_goes_with_the_highest(tiny_model, windows, tmp_path):
+def test_a_bit_width_of_weights_below_those_of_activations_goes_with_the_highest(tiny_model, windows, tmp_path):
     recipe = QUICK.with_bits((2, 4, 8)).updated(activations={"bits": (4, 8)})
     model = tiny_model("llama")
     directory = quept.calibrate(model, tmp_path / "artifact", data=windows, recipe=recipe, device="cpu").directory

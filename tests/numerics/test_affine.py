@@ -141,7 +141,7 @@ def test_fake_quantize_equals_a_loop_over_single_weights(shape, seed, bits, clip
 
 @given(shapes, seeds, st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_dequantized_codes_equal_fake_quantize_bit_for_bit_at_every_width(shape, seed, moved, traced):
+def test_dequantized_codes_equal_fake_quantize_bit_for_bit_at_every_bit_width(shape, seed, moved, traced):
     out_features, in_features, inputs = shape
     grouped = affine.split_groups(normal(out_features, in_features, seed=seed), inputs)
     offset = normal(*grouped.shape, seed=seed + 2) if moved else None
@@ -268,7 +268,7 @@ def test_a_clipped_8_bit_grid_is_off_by_half_a_step_inside_its_range(seed):
 
 @given(seeds)
 @settings(deadline=None, max_examples=20)
-def test_the_error_of_rounding_falls_with_the_width(seed):
+def test_the_error_of_rounding_falls_with_the_bit_width(seed):
     grouped = normal(4, 2, 64, seed=seed)
     errors = [float((affine.fake_quantize(grouped, affine.grid(grouped, b)) - grouped).abs().mean()) for b in WIDTHS]
     assert errors == sorted(errors, reverse=True)

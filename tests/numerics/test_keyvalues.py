@@ -97,7 +97,7 @@ def test_magnitudes_outside_float16_are_cut_off_and_never_undefined(bits, magnit
     assert (result.float().abs() <= limit * (1 + 2**-8)).all()
 
 
-def test_the_widest_range_has_no_infinite_width():
+def test_the_widest_range_has_no_infinite_bit_width():
     given = torch.tensor([[-3e38, 3e38, 1.0, 0.0]])
     assert quantize(given, 4).scale.item() == 65504
     assert fake_quantize(given, 4).isfinite().all()

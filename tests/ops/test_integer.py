@@ -108,7 +108,7 @@ def test_the_result_is_that_of_the_dequantized_values(
     magnitude=st.sampled_from([1e-37, 1e-20, 1.0, 1e20, 1e37]),
     seed=st.integers(0, 2**16),
 )
-def test_codes_are_the_nearest_that_the_width_has(bits, dtype, clip_ratio, magnitude, seed):
+def test_codes_are_the_nearest_that_the_bit_width_has(bits, dtype, clip_ratio, magnitude, seed):
     x = torch.randn(5, 43, generator=torch.Generator().manual_seed(seed))
     x = x.to(dtype) if dtype == torch.float16 else (x * magnitude / 10).to(dtype)
     quantized = quantize_tokens(x, torch.tensor(clip_ratio), bits)

@@ -210,7 +210,8 @@ def test_many_tokens_and_exact_ones_are_multiplied_as_floats():
     bias = torch.randn(9, generator=drawn(2))
     expected = x @ dequantize(weight, torch.float32).T + bias
     torch.testing.assert_close(packed_linear(x, weight, bias), expected)
-    torch.testing.assert_close(packed_linear(x[0, :1], weight, bias, exact=True), expected[0, :1])
+    # Processors add up in other orders: sums of 300 products of about one differ by a few 1e-5.
+    torch.testing.assert_close(packed_linear(x[0, :1], weight, bias, exact=True), expected[0, :1], rtol=1e-5, atol=1e-4)
     few = packed_linear(x[0], weight, bias)
     assert not torch.equal(few, expected[0])
     torch.testing.assert_close(few, expected[0], rtol=0.02, atol=0.02 * float(expected.abs().max()))

@@ -45,12 +45,12 @@ def together(model):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_uniform_plan_takes_what_is_told_of_its_width_everywhere_else(measured, costs, bits):
+def test_a_uniform_plan_takes_what_is_told_of_its_bit_width_everywhere_else(measured, costs, bits):
     model, _, table = measured
     problem = Problem(table, costs)
     allocation = problem.allocation(PrecisionPlan.uniform(elastic_linears(model), bits))
     assert allocation.bytes == packed_bytes(model, bits, STORED)
-    assert allocation.mean_width == bits
+    assert allocation.mean_bits == bits
     assert allocation.average_bits > bits, "scales and zero points count"
     assert problem.solve(Budget(max_bytes=allocation.bytes)).bytes <= allocation.bytes
     assert problem.solve(Budget(average_bits=allocation.average_bits)).average_bits <= allocation.average_bits
@@ -103,7 +103,7 @@ def test_pairs_lower_what_is_expected_and_are_counted_right(measured, costs):
         assert found.expected == pytest.approx(alone + products)
 
 
-def test_what_reads_the_same_tensor_agrees_and_fixed_linears_keep_their_width(measured, costs):
+def test_what_reads_the_same_tensor_agrees_and_fixed_linears_keep_their_bit_width(measured, costs):
     model, _, table = measured
     groups = together(model)
     assert ("model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj") in groups
@@ -122,8 +122,8 @@ def test_layers_can_be_counted_alike(measured, costs):
     _, _, table = measured
     problem = Problem(table, costs, count="layers")
     found = problem.solve(Budget(average_bits=3.0, count="layers"))
-    assert found.mean_width <= 3.0 < found.mean_width + 2 / len(costs.weights)
-    assert found.average_bits != pytest.approx(found.mean_width)
+    assert found.mean_bits <= 3.0 < found.mean_bits + 2 / len(costs.weights)
+    assert found.average_bits != pytest.approx(found.mean_bits)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_the_smallest_budget_that_is_named_is_possible(measured, costs):
     with pytest.raises(InvalidInput) as caught:
         problem.solve(Budget(average_bits=1.5))
     smallest_bits = float(str(caught.value).split("reach is ")[1].split(",")[0])
-    assert problem.solve(Budget(average_bits=smallest_bits)).mean_width == 2
+    assert problem.solve(Budget(average_bits=smallest_bits)).mean_bits == 2
     with pytest.raises(InvalidInput):
         problem.solve(Budget(average_bits=smallest_bits - 0.001))
 
@@ -176,7 +176,7 @@ def test_a_budget_is_one_thing(wrong):
         Budget(max_bytes=100, count="layers")
 
 
-def test_a_table_that_lacks_a_linear_or_width_is_told(measured, costs):
+def test_a_table_that_lacks_a_linear_or_bit_width_is_told(measured, costs):
     table = measured[2]
     first = next(iter(table.parts))
     less = table.updated(parts={path: errors for path, errors in table.parts.items() if path != first}, pairs=())

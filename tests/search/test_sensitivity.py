@@ -31,7 +31,7 @@ def by_whole_passes(model, inputs, path, width):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "gpt_neox"])
-def test_each_linear_and_width_is_what_whole_passes_give(elastic, inputs, family):
+def test_each_linear_and_bit_width_is_what_whole_passes_give(elastic, inputs, family):
     model = elastic(family)
     before = precision_of(model)
     found = measure(search_target(model, inputs), keys_values=(3,))

@@ -153,7 +153,7 @@ def test_a_silent_channel_is_harmless(model):
     assert all(bool(torch.isfinite(scale).all()) for scale in scales.columns.values())
 
 
-def test_other_widths_than_the_recipes_are_searched_at_the_lowest(model):
+def test_other_bit_widths_than_the_recipes_are_searched_at_the_lowest(model):
     inputs = inputs_of(model)
     _, at_eight = fitted(model, inputs, bits=(8,))
     _, asked = fitted(model, inputs, settings=SETTINGS.updated(bits=(8,)), bits=(8,))

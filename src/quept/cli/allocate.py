@@ -57,7 +57,7 @@ def allocate(
         str, typer.Option(help="What an average is over: bytes of the weights, or layers, each of them alike.")
     ] = "bytes",
     bits: Annotated[
-        str | None, typer.Option(help="Widths to choose from: 2-8, or 2,4,8. Default: all that there are.")
+        str | None, typer.Option(help="Bit-widths to choose from: 2-8, or 2,4,8. Default: all that there are.")
     ] = None,
     fix: Annotated[
         list[str] | None,
@@ -280,7 +280,7 @@ def draw_front(task: Task, gauge: PlanEvaluator, output: Path, console: Console)
         gauge.metric,
         full,
         drawn(plans, lambda each: f"{each.average_bits:.3f} bits"),
-        drawn(uniform, lambda each: f"uniform {each.mean_width:g}"),
+        drawn(uniform, lambda each: f"uniform {each.mean_bits:g}"),
     )
     write(output / "front.json", result)
     written = ["front.json"]
@@ -307,7 +307,7 @@ def described(allocation: "Allocation") -> dict[str, Any]:
     """A plan's figures for JSON."""
     return {
         "average_bits": allocation.average_bits,
-        "mean_width": allocation.mean_width,
+        "mean_bits": allocation.mean_bits,
         "bytes": allocation.bytes,
         "expected_kl": allocation.expected,
     }
@@ -318,7 +318,7 @@ def show(task: Task, chosen: "Allocation", output: Path, console: Console) -> No
     widths = [16 if bits is None else bits for bits in chosen.plan.bits.values()]
     rows = [(str(bits), str(widths.count(bits))) for bits in sorted(set(widths), key=str)]
     heading = (
-        f"{chosen.average_bits:.3f} bits per weight (mean width {chosen.mean_width:.2f}), packed model "
+        f"{chosen.average_bits:.3f} bits per weight (mean width {chosen.mean_bits:.2f}), packed model "
         f"{size(chosen.bytes)}, expected KL divergence {chosen.expected:.4g}"
     )
     show_table(console, heading, ("width", "linears"), rows)

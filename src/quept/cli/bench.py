@@ -32,7 +32,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Of the processor. Defa
 
 def bench(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An artifact of a language model.")],
-    bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8, or w4a8. Default: all there are.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Precision: 2-8, or 2,4,8, or w4a8. Default: all there are.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode behind it.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Of the prompt; medians count.")] = 3,

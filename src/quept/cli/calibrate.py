@@ -39,10 +39,10 @@ def calibrate(
         str | None,
         typer.Option(help="A shipped recipe's name, or a TOML file. Default: best, or for images vision-best."),
     ] = None,
-    bits: Annotated[str | None, typer.Option(help="Widths: 2-8, or 2,4,8. Default: the recipe's.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Precision: 2-8, or 2,4,8. Default: the recipe's.")] = None,
     activation_bits: Annotated[
         str | None,
-        typer.Option(help="Widths of activations, where the recipe has them. Default: the same as of weights."),
+        typer.Option(help="Bit-widths of activations, where the recipe has them. Default: the same as of weights."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Windows of text, or images. Default: the recipe's.")] = None,
     sequence_length: Annotated[

@@ -27,7 +27,7 @@ from quept.cli.progress import Display, display
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from quept.config import Widths
+    from quept.config import Precision
     from quept.evaluation import AccuracyEvaluation, Evaluation
 
 
@@ -42,7 +42,7 @@ def evaluate(
     ],
     bits: Annotated[
         str | None,
-        typer.Option(help="Widths: 2-8, or 2,4,8, or of weights and activations: w4a8. Default: all there are."),
+        typer.Option(help="Bit-widths: 2-8, or 2,4,8, or of weights and activations: w4a8. Default: all there are."),
     ] = None,
     kv_bits: Annotated[
         int | None, typer.Option(help="Width of keys and values, 2 to 8. Default: full precision.")
@@ -174,12 +174,12 @@ def measure(
     )
 
 
-def _all_widths(model: Any) -> "list[Widths]":
-    from quept.config import Widths
+def _all_widths(model: Any) -> "list[Precision]":
+    from quept.config import Precision
     from quept.precision import elastic_linears
 
     calibrated = (layer.spec.groups for layer in elastic_linears(model).values() if not layer.spec.fixed)
-    return [Widths(weights=bits) for bits in next(calibrated).bits]
+    return [Precision(weights=bits) for bits in next(calibrated).bits]
 
 
 def show(evaluation: "Evaluation | AccuracyEvaluation", title: str, console: Console) -> None:

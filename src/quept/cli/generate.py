@@ -42,7 +42,7 @@ def generate(
     import torch
     from transformers import TextStreamer
 
-    from quept.config import FULL, PrecisionPlan, Widths
+    from quept.config import FULL, Precision, PrecisionPlan
     from quept.generation import KeyValueCache, cache_arguments
     from quept.models import architecture_of
     from quept.models.checkpoint import open_tokenizer
@@ -55,7 +55,7 @@ def generate(
         raise InvalidInput("The prompt is not valid text in this terminal's encoding; give UTF-8.")
     if plan is not None and bits is not None:
         raise InvalidInput("--bits and --plan both say what to run at; give one of the two.")
-    precision = (Widths() if plan is not None else Widths.parse(bits)).with_keys_values(kv_bits)
+    precision = (Precision() if plan is not None else Precision.parse(bits)).with_keys_values(kv_bits)
     if kv_recent and plan is None and precision.keys_values in (None, FULL):
         raise InvalidInput(
             "--kv-recent leaves some of what --kv-bits rounds in full precision; give --kv-bits as well."

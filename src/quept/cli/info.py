@@ -106,7 +106,7 @@ def info(
         )
         for width in widths
     ]
-    show_table(console, "Widths", ("bits", "packed size", "resident weights", "block error / rounding's"), rows)
+    show_table(console, "Bit-widths", ("bits", "packed size", "resident weights", "block error / rounding's"), rows)
     budget = 2 * resident_bytes(model, MAX_BITS) if budget is None else budget
     together = resident_together({int(width["bits"]): int(width["resident_bytes"]) for width in widths}, budget)
     console.print(f"Resident at once within {size(budget)}: {listed(together)} bits.")
@@ -135,7 +135,7 @@ def resident_together(sizes: dict[int, int], budget: int) -> list[int]:
 
 
 def listed(widths: Iterable[int]) -> str:
-    """Widths as `2,3,4`, or `no`."""
+    """Bit-widths as `2,3,4`, or `no`."""
     return ",".join(map(str, widths)) or "no"
 
 

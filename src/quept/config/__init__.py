@@ -3,7 +3,7 @@
 from quept.config.activations import Activations
 from quept.config.base import Value, describe
 from quept.config.bits import FULL, MAX_BITS, MIN_BITS, BitGroups, Bits, covering, parse_bits
-from quept.config.plan import PlannedWidth, PrecisionPlan, Widths, is_pattern, parse_precisions
+from quept.config.plan import PlannedBits, Precision, PrecisionPlan, is_pattern, parse_precisions
 from quept.config.recipe import Data, Recipe
 from quept.config.reconstruction import Loss, Merging, Mixing, Reconstruction
 from quept.config.rules import Rule
@@ -26,7 +26,8 @@ __all__ = [
     "Loss",
     "Merging",
     "Mixing",
-    "PlannedWidth",
+    "PlannedBits",
+    "Precision",
     "PrecisionPlan",
     "Recipe",
     "Reconstruction",
@@ -37,7 +38,6 @@ __all__ = [
     "Store",
     "Value",
     "WeightSpec",
-    "Widths",
     "covering",
     "describe",
     "is_pattern",

@@ -18,8 +18,8 @@ from quept.files import read_json, write_json
 
 
 @dataclass(frozen=True)
-class Widths:
-    """Widths in bits of weights, activations, and keys and values: 2 to 8, `FULL`, or None where nothing is said.
+class Precision:
+    """Bit-widths of weights, activations, and keys and values: 2 to 8, `FULL`, or None where nothing is said.
 
     Where only the weights' width is given, activations take the one that they were calibrated with beside it.
     """
@@ -29,7 +29,7 @@ class Widths:
     keys_values: int | None = None
 
     @classmethod
-    def parse(cls, given: "int | str | Widths | None") -> Self:
+    def parse(cls, given: "int | str | Precision | None") -> Self:
         """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so is a width of 16.
 
         Where weights or activations are named, the other is at full precision unless it is named as well. Raises
@@ -69,12 +69,12 @@ class Widths:
 
 PLAN_VERSION: Final = 1
 
-PlannedWidth = int | str | Widths | None  # of a layer: 4, "w4a8", or full precision
+PlannedBits = int | str | Precision | None  # of a layer: 4, "w4a8", or full precision
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """Widths for the parts of a model, by module path or pattern. A uniform width is a constant plan.
+    """Bit-widths for the parts of a model, by module path or pattern. A uniform bit-width is a constant plan.
 
     In a pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Where several entries name a
     part, the last one counts.
@@ -84,13 +84,13 @@ class PrecisionPlan:
     is of: `"*": 4` leaves keys and values alone, `"*": "kv4"` the linears. Parts that are not named stay as they are.
     """
 
-    bits: Mapping[str, PlannedWidth]
+    bits: Mapping[str, PlannedBits]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", MappingProxyType(dict(self.bits)))
 
     @classmethod
-    def uniform(cls, paths: Iterable[str], bits: PlannedWidth) -> "PrecisionPlan":
+    def uniform(cls, paths: Iterable[str], bits: PlannedBits) -> "PrecisionPlan":
         """The constant plan: every path at `bits`."""
         return cls(dict.fromkeys(paths, bits))
 
@@ -112,15 +112,15 @@ class PrecisionPlan:
         """Write the plan as JSON; `read` gives it back."""
         write_json(path, self.to_json())
 
-    def assigned(self, linears: Iterable[str], attentions: Iterable[str] = ()) -> dict[str, PlannedWidth]:
+    def assigned(self, linears: Iterable[str], attentions: Iterable[str] = ()) -> dict[str, PlannedBits]:
         """The width that the plan gives each part, by path; parts that it does not name are left out."""
         linears, attentions = dict.fromkeys(linears), dict.fromkeys(attentions)  # in order, and quick to look in
-        assigned: dict[str, PlannedWidth] = {}
+        assigned: dict[str, PlannedBits] = {}
         for name, planned in self.bits.items():
             if not is_pattern(name):
                 assigned.update({name: planned} if name in linears or name in attentions else {})
                 continue
-            widths = Widths.parse(planned)
+            widths = Precision.parse(planned)
             of_linears = widths.weights is not None or widths.activations is not None
             named = [*(linears if of_linears else ()), *(attentions if widths.keys_values is not None else ())]
             assigned.update({path: widths for path in named if fnmatchcase(path, name)})
@@ -139,11 +139,11 @@ class _PlanFile(Value):
     version: Literal[1] = PLAN_VERSION
     bits: dict[str, StrictInt | str | None]
 
-    def checked(self, origin: str) -> dict[str, PlannedWidth]:
+    def checked(self, origin: str) -> dict[str, PlannedBits]:
         """The entries; `InvalidInput` names one whose width is none."""
         for name, width in self.bits.items():
             try:
-                Widths.parse(width)
+                Precision.parse(width)
             except InvalidInput as error:
                 raise InvalidInput(f"{origin}, at {reprlib.repr(name)}: {error}") from None
         return dict(self.bits)
@@ -158,16 +158,16 @@ def _names_any(name: object, paths: set[str]) -> bool:
     return any(fnmatchcase(path, str(name)) for path in paths) if is_pattern(name) else name in paths
 
 
-def _written(planned: PlannedWidth) -> int | str | None:
+def _written(planned: PlannedBits) -> int | str | None:
     if planned is None:
         return None
-    text = str(Widths.parse(planned))
+    text = str(Precision.parse(planned))
     return int(text) if text.isdigit() else text
 
 
-def parse_precisions(text: str) -> tuple[Widths, ...]:
+def parse_precisions(text: str) -> tuple[Precision, ...]:
     """A list of precisions: widths (4), ranges (2-8), and widths of several kinds (w4a8), separated by commas."""
-    found: list[Widths] = []
+    found: list[Precision] = []
     for part in text.split(","):
         part = part.strip()
         if written := re.fullmatch(r"(\d{1,9})-(\d{1,9})", part, re.ASCII):
@@ -176,9 +176,9 @@ def parse_precisions(text: str) -> tuple[Widths, ...]:
                 raise InvalidInput(
                     f"bits {text!r} are not possible: widths go from {MIN_BITS} to {MAX_BITS}, ranges from low to high."
                 )
-            found += [Widths(weights=bits) for bits in range(low, high + 1)]
+            found += [Precision(weights=bits) for bits in range(low, high + 1)]
         else:
-            found.append(Widths.parse(part))
+            found.append(Precision.parse(part))
     return tuple(dict.fromkeys(found))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from quept.config import PrecisionPlan, Widths
+from quept.config import Precision, PrecisionPlan
 
 
 class Candidate(NamedTuple):
@@ -11,19 +11,19 @@ class Candidate(NamedTuple):
 
     name: str
     label: str
-    precision: Widths | PrecisionPlan
+    precision: Precision | PrecisionPlan
 
 
 def candidates(
-    precisions: Sequence[int | str | Widths], plans: Mapping[str, PrecisionPlan] | None = None
+    precisions: Sequence[int | str | Precision], plans: Mapping[str, PrecisionPlan] | None = None
 ) -> list[Candidate]:
     """Return the precisions, then the plans by name; raises `InvalidInput` for a precision that cannot be read."""
-    parsed = [Widths.parse(precision) for precision in precisions]
+    parsed = [Precision.parse(precision) for precision in precisions]
     found = [Candidate(str(each), _in_words(each), each) for each in parsed]
     return found + [Candidate(name, name, plan) for name, plan in (plans or {}).items()]
 
 
-def _in_words(widths: Widths) -> str:
+def _in_words(widths: Precision) -> str:
     """Return `4 bits` where only weights are named, else the short form, `w4a8`."""
     name = str(widths)
     return f"{name} bits" if name.isdigit() else name

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from quept.config import PrecisionPlan, Widths
+from quept.config import Precision, PrecisionPlan
 from quept.data import ImageSource
 from quept.errors import InvalidInput
 from quept.evaluation.accuracy import accuracy
-from quept.evaluation.accuracy_widths import AccuracyEvaluation, evaluate_accuracy
+from quept.evaluation.accuracy_precisions import AccuracyEvaluation, evaluate_accuracy
 from quept.evaluation.perplexity import perplexity
-from quept.evaluation.widths import Evaluation, evaluate_widths
+from quept.evaluation.precisions import Evaluation, evaluate_precisions
 
 Report = Callable[[str, int, int | None], None]  # label, pieces of data done, and in total if that is known
 
@@ -67,7 +67,7 @@ class Judge(ABC):
     def evaluate(
         self,
         model: Any,
-        precisions: Sequence[int | str | Widths],
+        precisions: Sequence[int | str | Precision],
         *,
         plans: Mapping[str, PrecisionPlan] | None = None,
         calibrated: bool = True,
@@ -79,7 +79,7 @@ class Judge(ABC):
     ) -> Evaluation | AccuracyEvaluation:
         """Measure an elastic model at full precision and at each precision and plan.
 
-        See `evaluate_widths` for the arguments. Without `calibrated` and `baseline` only full precision is measured.
+        See `evaluate_precisions` for the arguments. Without `calibrated` and `baseline` this is full precision alone.
         """
 
 
@@ -109,7 +109,7 @@ class PerplexityJudge(Judge):
     def evaluate(
         self,
         model: Any,
-        precisions: Sequence[int | str | Widths],
+        precisions: Sequence[int | str | Precision],
         *,
         plans: Mapping[str, PrecisionPlan] | None = None,
         calibrated: bool = True,
@@ -119,9 +119,9 @@ class PerplexityJudge(Judge):
         stored: torch.dtype | None = None,
         report: Report | None = None,
     ) -> Evaluation:
-        """Measure perplexities and, with an `original`, divergences from it; see `evaluate_widths`."""
+        """Measure perplexities and, with an `original`, divergences from it; see `evaluate_precisions`."""
         measured = calibrated or baseline
-        return evaluate_widths(
+        return evaluate_precisions(
             model,
             self.tokens,
             precisions if measured else (),
@@ -168,7 +168,7 @@ class AccuracyJudge(Judge):
     def evaluate(
         self,
         model: Any,
-        precisions: Sequence[int | str | Widths],
+        precisions: Sequence[int | str | Precision],
         *,
         plans: Mapping[str, PrecisionPlan] | None = None,
         calibrated: bool = True,

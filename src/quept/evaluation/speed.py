@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quept.errors import InvalidInput
 from quept.generation import cache_arguments, cache_of
-from quept.precision import Parts, Precision, make_resident, set_precision
+from quept.precision import Parts, PrecisionLike, make_resident, set_precision
 
 SWITCHES = 5  # back and forth; the median counts
 
@@ -47,7 +47,7 @@ class Speed:
 
 def measure_speed(
     model: Any,
-    precision: Precision,
+    precision: PrecisionLike,
     *,
     prompt: int = 128,
     tokens: int = 32,
@@ -117,7 +117,7 @@ def read_per_token(model: Any, *, embedding: bool = False) -> int:
     return others + plain + make_resident(model)
 
 
-def _switch(model: Any, precision: Precision) -> None:
+def _switch(model: Any, precision: PrecisionLike) -> None:
     set_precision(model, precision)
     make_resident(model)
 

@@ -47,7 +47,7 @@ class ElasticInput(nn.Module):
 
     @property
     def spec(self) -> Activations:
-        """Widths and kind of the ranges."""
+        """Bit-widths and kind of the ranges."""
         return self.quantizer.spec
 
     @property

@@ -101,7 +101,7 @@ class Quantizer(KeepDtype):
         return found
 
     def extra_repr(self) -> str:
-        """Widths, for `print(model)`."""
+        """Bit-widths, for `print(model)`."""
         return f"widths={','.join(map(str, self.spec.bits)) or 'none'}"
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from quept.config import FULL, PlannedWidth, PrecisionPlan, Widths
+from quept.config import FULL, PlannedBits, Precision, PrecisionPlan
 from quept.errors import InvalidInput
 from quept.search.cost import Budget, Costs, Count
 from quept.search.expansion import Expansion
@@ -41,7 +41,7 @@ class Constraints:
 class Allocation:
     """A plan, the divergence it is expected to have, in nats per row, and what it takes.
 
-    `average_bits` counts bits in storage by weights, `mean_width` is the mean of the widths over the linears. `excess`
+    `average_bits` counts bits in storage by weights, `mean_bits` is the mean of the widths over the linears. `excess`
     is above 0 where more plans were nearly alike than could be told apart: by how much, at most, the sum of
     sensitivities is above the least.
     """
@@ -49,7 +49,7 @@ class Allocation:
     plan: PrecisionPlan
     expected: float
     average_bits: float
-    mean_width: float
+    mean_bits: float
     bytes: int
     excess: float = 0.0
 
@@ -220,7 +220,7 @@ class Problem:
         widths: dict[str, int] = {}
         for group, place in zip(self.groups, choice.tolist(), strict=True):
             widths.update(dict.fromkeys(group.paths, self.widths[place]))
-        planned: dict[str, PlannedWidth] = {
+        planned: dict[str, PlannedBits] = {
             path: None if width == FULL else width for path, width in self.costs.completed(widths).items()
         }
         pairs = np.zeros((*self._errors.shape, *self._errors.shape)) if self._pairs is None else self._pairs
@@ -351,6 +351,6 @@ def _widths(
     return tuple(sorted(set(chosen)))
 
 
-def _plain_width(planned: PlannedWidth) -> int:
+def _plain_width(planned: PlannedBits) -> int:
     """The width of the weights in a plan's entry."""
-    return Widths.parse(planned).weights or FULL
+    return Precision.parse(planned).weights or FULL

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quept.config import Widths
+from quept.config import Precision
 from quept.layers import ElasticLinear
 from quept.numerics.divergence import kl_terms
-from quept.precision import Precision, at_precision
-from quept.search.sensitivity import Progress, widths_of
+from quept.precision import PrecisionLike, at_precision
+from quept.search.sensitivity import Progress, choices_of
 from quept.search.target import SearchTarget
 
 SEED = 0  # of the outcomes that are drawn
@@ -57,7 +57,7 @@ class Expansion:
         return found
 
 
-def expand(target: SearchTarget, around: Precision = None, *, progress: Progress | None = None) -> Expansion:
+def expand(target: SearchTarget, around: PrecisionLike = None, *, progress: Progress | None = None) -> Expansion:
     """The second-order expansion of a model's divergence around a precision; see `Expansion`.
 
     One forward pass and one backward pass, two where the precision is not full, and each linear once more per width.
@@ -66,7 +66,7 @@ def expand(target: SearchTarget, around: Precision = None, *, progress: Progress
     linears = {
         path: part for _, parts in target.parts() for path, part in parts.items() if isinstance(part, ElasticLinear)
     }
-    widths = {path: widths_of(part) for path, part in linears.items()}
+    widths = {path: choices_of(part) for path, part in linears.items()}
     columns = tuple((path, str(width)) for path, each in widths.items() for width in each)
     slopes = torch.zeros(len(columns), dtype=torch.float64)
     products = torch.zeros(len(columns), len(columns), dtype=torch.float64)
@@ -99,7 +99,7 @@ def expand(target: SearchTarget, around: Precision = None, *, progress: Progress
 class _Effects:
     """Gradient times change of the output, row by row, for every linear and width of one backward pass."""
 
-    def __init__(self, widths: Mapping[str, Sequence[Widths]]) -> None:
+    def __init__(self, widths: Mapping[str, Sequence[Precision]]) -> None:
         self.widths = widths
         self.rows = 1  # of predictions: a row may be of many tokens, whose effects on it add up
         self._found: dict[str, Tensor] = {}

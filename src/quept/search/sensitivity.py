@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from quept.config import Widths
+from quept.config import Precision
 from quept.layers import ElasticLinear
 from quept.numerics.divergence import total_kl
-from quept.precision import Precision, at_precision
+from quept.precision import PrecisionLike, at_precision
 from quept.search.target import SearchTarget
 
 Errors = dict[str, dict[str, float]]  # in nats per row, by path and width
 Progress = Callable[[str, int, int], None]  # what is measured, passes done and in total
 
 
-def widths_of(part: nn.Module, keys_values: Sequence[int] = ()) -> list[Widths]:
+def choices_of(part: nn.Module, keys_values: Sequence[int] = ()) -> list[Precision]:
     """The widths to measure a part at: a linear's calibrated ones, then those of its inputs alone, or `keys_values`."""
     if not isinstance(part, ElasticLinear):
-        return [Widths(keys_values=bits) for bits in keys_values]
+        return [Precision(keys_values=bits) for bits in keys_values]
     inputs = () if part.input is None else part.input.spec.bits
-    weights = [Widths(weights=bits) for bits in part.spec.groups.bits]
-    return weights + [Widths.parse(f"a{bits}") for bits in inputs]
+    weights = [Precision(weights=bits) for bits in part.spec.groups.bits]
+    return weights + [Precision.parse(f"a{bits}") for bits in inputs]
 
 
 def measure(
@@ -48,7 +48,7 @@ def measure(
     """
     stages = []
     for index, parts in target.parts():
-        widths = {path: widths_of(part, keys_values) for path, part in parts.items()}
+        widths = {path: choices_of(part, keys_values) for path, part in parts.items()}
         stages.append((index, {path: each for path, each in widths.items() if each}))
     found: Errors = dict(before or {})
     total = len(target.inputs) * sum(len(each) for _, parts in stages for each in parts.values())
@@ -68,7 +68,7 @@ def measure(
 
 
 def _measure_block(
-    target: SearchTarget, index: int, parts: Mapping[str, Sequence[Widths]], step: Callable[[int], None]
+    target: SearchTarget, index: int, parts: Mapping[str, Sequence[Precision]], step: Callable[[int], None]
 ) -> Errors:
     """The divergence for each part and width of a block, per row."""
     sums = {path: {str(width): 0.0 for width in widths} for path, widths in parts.items()}
@@ -87,7 +87,7 @@ def _measure_block(
     return {path: {width: value / rows for width, value in each.items()} for path, each in sums.items()}
 
 
-def divergence_of(target: SearchTarget, precision: Precision) -> float:
+def divergence_of(target: SearchTarget, precision: PrecisionLike) -> float:
     """The divergence from full precision of a model at a precision, in nats per row."""
     rows, total = 0, 0.0
     for batch in target.inputs:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from quept.config import Bits, Value, Widths
+from quept.config import Bits, Precision, Value
 from quept.errors import InvalidInput
 from quept.files import read_json, write_json
 from quept.search.expansion import Expansion
@@ -57,8 +57,8 @@ class SensitivityTable(Value):
             for width, error in errors.items():
                 if not math.isfinite(error):
                     raise ValueError(f"the sensitivity of {path} at {width} is {error}, not a finite number")
-                if str(Widths.parse(width)) != width:
-                    raise ValueError(f"the width {width!r} of {path} is written {Widths.parse(width)}")
+                if str(Precision.parse(width)) != width:
+                    raise ValueError(f"the width {width!r} of {path} is written {Precision.parse(width)}")
         return parts
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from quept.layers import ElasticLinear, Execution, learned_names, stored_tensors
 from quept.layers.size import resident_bytes
 from quept.models import ARCHITECTURES, Architecture, architecture_for, architecture_of
 from quept.models.checkpoint import first_line, quiet
-from quept.precision import Precision, elastic_linears, keep_weights, key_values, set_precision
+from quept.precision import PrecisionLike, elastic_linears, keep_weights, key_values, set_precision
 from quept.storage.checks import fault
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
@@ -41,7 +41,7 @@ def is_block_shard(path: Path) -> bool:
 
 def load(
     directory: str | Path,
-    precision: Precision = None,
+    precision: PrecisionLike = None,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quept.config import FULL, PrecisionPlan, Widths
+from quept.config import FULL, Precision, PrecisionPlan
 from quept.evaluation.accuracy import Batches, Classifier, classifier, labelled
 from quept.evaluation.candidates import Candidate, candidates
 from quept.evaluation.counts import Accuracy, Comparison, Counts
@@ -24,7 +24,7 @@ Labelled = tuple[Tensor, Tensor]  # pixels (B, C, H, W), labels (B,)
 
 
 @dataclass(frozen=True)
-class WidthAccuracy:
+class PrecisionAccuracy:
     """One precision compared with full precision: as calibrated and rounded to nearest, and the packed bytes at it.
 
     `bits` is the bit-width of the weights, for a plan the mean over them. `precision` is the precision as it is
@@ -51,7 +51,7 @@ class AccuracyEvaluation:
     full_precision: Accuracy
     full_precision_bytes: int
     images: int
-    results: tuple[WidthAccuracy, ...]
+    results: tuple[PrecisionAccuracy, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary for `json.dump`."""
@@ -61,7 +61,7 @@ class AccuracyEvaluation:
 def evaluate_accuracy(
     model: Any,
     batches: Batches,
-    precisions: Sequence[int | str | Widths],
+    precisions: Sequence[int | str | Precision],
     *,
     plans: Mapping[str, PrecisionPlan] | None = None,
     calibrated: bool = True,
@@ -109,7 +109,7 @@ def evaluate_accuracy(
         full_precision_bytes=full_precision_bytes(model, stored or model.dtype),
         images=full.counts.images,
         results=tuple(
-            WidthAccuracy(bits, name, _comparison(own.get(name)), _comparison(rounded.get(name)), size)
+            PrecisionAccuracy(bits, name, _comparison(own.get(name)), _comparison(rounded.get(name)), size)
             for name, bits, size in ((each.name, *packed[each.name]) for each in wanted)
         ),
     )
@@ -153,10 +153,10 @@ def _comparison(measure: _Measure | None) -> Comparison | None:
     return None if measure is None else measure.counts.comparison()
 
 
-def _size(model: Any, precision: Widths | PrecisionPlan, stored: torch.dtype | None) -> tuple[float, int]:
+def _size(model: Any, precision: Precision | PrecisionPlan, stored: torch.dtype | None) -> tuple[float, int]:
     """Return the bits of the weights at a precision, and the bytes of the packed model."""
     with at_precision(model, None), at_precision(model, precision):
-        bits = precision.weights or FULL if isinstance(precision, Widths) else mean_bits(model)
+        bits = precision.weights or FULL if isinstance(precision, Precision) else mean_bits(model)
         return bits, current_bytes(model, stored or model.dtype)
 
 

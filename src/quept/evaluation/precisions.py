@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quept.config import PrecisionPlan, Widths
+from quept.config import Precision, PrecisionPlan
 from quept.errors import InvalidInput
 from quept.evaluation.candidates import Candidate, candidates
 from quept.evaluation.perplexity import perplexity
@@ -19,7 +19,7 @@ KEPT_LOGITS = 1 << 30  # bytes of the original's logits that are kept from one p
 
 
 @dataclass(frozen=True)
-class WidthResult:
+class PrecisionResult:
     """One precision: perplexity as calibrated and rounded to nearest, and the model's packed bytes at it.
 
     `bits` is the bit-width of the weights, for a plan the mean over them. `precision` is the precision as it is
@@ -52,7 +52,7 @@ class Evaluation:
     tokens: int
     sequence_length: int
     stride: int
-    results: tuple[WidthResult, ...]
+    results: tuple[PrecisionResult, ...]
     full_precision_kl: float | None = None
     original: float | None = None
 
@@ -61,10 +61,10 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate_widths(
+def evaluate_precisions(
     model: Any,
     tokens: Tensor,
-    precisions: Sequence[int | str | Widths],
+    precisions: Sequence[int | str | Precision],
     *,
     plans: Mapping[str, PrecisionPlan] | None = None,
     sequence_length: int,
@@ -108,7 +108,7 @@ def evaluate_widths(
             with at_precision(model, each.precision):
                 bits, size = mean_bits(model), current_bytes(model, stored or model.dtype)
                 value, kl = measure(each.label, model) if calibrated else (None, None)
-        results.append(WidthResult(bits, each.name, value, rounded, size, kl, rounded_kl))
+        results.append(PrecisionResult(bits, each.name, value, rounded, size, kl, rounded_kl))
     return Evaluation(
         metric="perplexity",
         reference=master_name(model),
