@@ -69,7 +69,7 @@ class Variant:
 def variants(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     """All of them; each ablation starts with what the paper does."""
     for strategy in ("selective", "uniform", "random", "single-width", "per-group"):
-        width = {"single_bits": 8} if strategy == "single-width" else {}
+        width = {"single_width": 8} if strategy == "single-width" else {}
         yield Variant("merging", f"{strategy}{' (8)' if width else ''}", {"merging": {"strategy": strategy, **width}})
     for kind in ("cascade", "independent", "shared", "none"):
         yield Variant("adapter kind", kind, {"adapter": {"kind": kind}})

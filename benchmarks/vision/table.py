@@ -60,7 +60,7 @@ def rows() -> dict[str, Recipe]:
         "paper, 5 epochs, independent adapters": ablation(adapter={"kind": "independent"}),
         "paper, 5 epochs, uniform fusion": ablation(merging={"strategy": "uniform"}),
         "paper, 5 epochs, random selection": ablation(merging={"strategy": "random"}),
-        "paper, 5 epochs, single width": ablation(merging={"strategy": "single-width", "single_bits": 8}),
+        "paper, 5 epochs, single width": ablation(merging={"strategy": "single-width", "single_width": 8}),
         "vision-weights (weights alone)": quept.load_recipe("vision-weights"),
     }
 

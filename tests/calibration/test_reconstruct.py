@@ -190,7 +190,7 @@ def test_products_in_bfloat16_stay_close_and_give_float32_gradients(family, bits
 
 @pytest.mark.parametrize("strategy", ["per-group", "selective", "single-width"])
 def test_streams_move_on_in_bfloat16_where_it_is_asked_for(strategy, tiny_model, windows, tmp_path):
-    settings = recipe(merging={"strategy": strategy, "single_bits": 8})
+    settings = recipe(merging={"strategy": strategy, "single_width": 8})
     block, hidden = first_block(tiny_model("llama"), windows, settings)
     init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))
     block.freeze()

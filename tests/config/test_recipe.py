@@ -279,8 +279,8 @@ def test_settings_are_frozen():
         ({"merging": {"weights": [0.5, 0.5, 0.5, 0.5]}}, ("merging.weights", "sum to 1")),
         ({"merging": {"weights": [1.5, -0.5, 0, 0]}}, ("merging.weights", "non-negative")),
         ({"merging": {"weights": [float("nan")] * 4}}, ("merging.weights", "nan")),
-        ({"merging": {"strategy": "single-width"}}, ("merging.single_bits", "None")),
-        ({"merging": {"strategy": "single-width", "single_bits": 9}}, ("merging.single_bits", "9")),
+        ({"merging": {"strategy": "single-width"}}, ("merging.single_width", "None")),
+        ({"merging": {"strategy": "single-width", "single_width": 9}}, ("merging.single_width", "9")),
         ({"smoothing": {"grid": 0}}, ("smoothing.grid",)),
         ({"data": {"samples": 0}}, ("data.samples",)),
         ({"data": {"sequence_length": 1}}, ("data.sequence_length",)),
@@ -363,9 +363,9 @@ def test_with_bits_refuses_impossible_sets(bits):
 
 
 def test_with_bits_refuses_a_set_without_the_bit_width_that_merging_needs():
-    single = recipe(merging={"strategy": "single-width", "single_bits": 8})
-    assert single.with_bits([2, 8]).merging.single_bits == 8
-    refused(lambda: single.with_bits([2, 4]), "merging.single_bits is 8")
+    single = recipe(merging={"strategy": "single-width", "single_width": 8})
+    assert single.with_bits([2, 8]).merging.single_width == 8
+    refused(lambda: single.with_bits([2, 4]), "merging.single_width is 8")
 
 
 def test_a_recipe_survives_being_written_and_read():

@@ -306,7 +306,7 @@ def test_same_seed_gives_the_same_bytes(family, tiny_model, windows, tmp_path):
         *({"adapter": Adapter(rank=2, kind=kind)} for kind in ("shared", "independent", "none")),
         *({"adapter": Adapter(rank=2, entry=entry)} for entry in ("scale", "rounding")),
         *({"merging": Merging(strategy=strategy)} for strategy in ("uniform", "random", "per-group")),
-        {"merging": Merging(strategy="single-width", single_bits=4)},
+        {"merging": Merging(strategy="single-width", single_width=4)},
         {"reconstruction": QUICK.reconstruction.updated(loss="mse")},
         {"smoothing": QUICK.smoothing.updated(enabled=False)},
     ],

@@ -43,7 +43,7 @@ def small_manifest():
             name="small",
             groups=BitGroups(groups=((6, 8), (4,), (2, 3))),
             adapter=Adapter(kind="independent", entry="scale", rank=2),
-            merging=Merging(strategy="single-width", single_bits=4, weights=(0.5, 0.25, 0.25)),
+            merging=Merging(strategy="single-width", single_width=4, weights=(0.5, 0.25, 0.25)),
             data=Data(samples=2, sequence_length=16),
         ),
         provenance=Provenance(

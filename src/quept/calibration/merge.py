@@ -48,8 +48,8 @@ def advance(
     if settings.strategy == "per-group":
         return tools.workers.map(replace, range(len(drawn)))
     if settings.strategy == "single-width":
-        assert settings.single_bits is not None
-        drawn = [[Mixture(settings.single_bits)] * samples]
+        assert settings.single_width is not None
+        drawn = [[Mixture(settings.single_width)] * samples]
 
     def output(group: int, rows: slice, hidden: Tensor) -> Tensor:
         with torch.no_grad():  # which every thread has to say for itself

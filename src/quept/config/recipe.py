@@ -76,9 +76,9 @@ class Recipe(Value):
                 f"merging.weights {list(weights)} must be {count} non-negative numbers, one per bit "
                 "group from high to low, that sum to 1"
             )
-        if self.merging.strategy == "single-width" and self.merging.single_bits not in self.groups.bits:
+        if self.merging.strategy == "single-width" and self.merging.single_width not in self.groups.bits:
             raise ValueError(
-                f"merging.single_bits is {self.merging.single_bits}; the strategy 'single-width' "
+                f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
                 f"needs one of the widths {list(self.groups.bits)}"
             )
         if self.learned_rounding and self.adapter.kind != "none" and self.adapter.entry != "weight":

@@ -17,13 +17,13 @@ class Merging(Value):
 
     `kept` is the share of tokens that take the highest group's output as it is. `weights`, high to low, mix the
     others; empty means the paper's: 0.3, 0.3, 0.4 for three groups, equal parts for any other number.
-    `single_bits` is read by the strategy of that name alone.
+    `single_width` is read by the strategy of that name alone.
     """
 
     strategy: MergingStrategy = "selective"
     kept: Annotated[float, Field(ge=0, le=1)] = 0.5
     weights: tuple[float, ...] = ()
-    single_bits: int | None = None
+    single_width: int | None = None
 
     def weights_for(self, groups: int) -> tuple[float, ...]:
         """One weight per group, high to low, summing to one."""

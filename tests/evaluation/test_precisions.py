@@ -1,4 +1,4 @@
-"""Precision beside the model that was calibrated."""
+"""Several precisions beside the model that was calibrated."""
 
 import copy
 
@@ -9,7 +9,7 @@ import quept
 from quept.assembly import make_elastic
 from quept.config import Granularity
 from quept.errors import InvalidInput
-from quept.evaluation import evaluate_precisions, widths
+from quept.evaluation import evaluate_precisions, precisions
 from quept.evaluation.divergence import divergence
 from quept.precision import at_precision, rounded_to_nearest
 
@@ -22,7 +22,7 @@ def opened(tiny_model, windows, tmp_path_factory):
     best = quept.load_recipe("best").with_bits((2, 4, 8))
     quick = best.reconstruction.updated(epochs=2, batch_size=4)
     recipe = best.updated(granularity=Granularity(group_size=16, grouped_bits=(2, 4)), reconstruction=quick)
-    directory = tmp_path_factory.mktemp("widths") / "out"
+    directory = tmp_path_factory.mktemp("precisions") / "out"
     original = tiny_model("llama")
     quept.calibrate(tiny_model("llama"), directory, data=windows, recipe=recipe, compiled=False)
     roundable = copy.deepcopy(original)
@@ -41,7 +41,7 @@ def kl(original, model, tokens) -> float:
 def test_divergences_are_those_from_the_original(kept, opened, monkeypatch):
     """Also where the original's logits, 4 x 12 x 96 floats a batch and more, are kept in part or not at all."""
     original, model, roundable, tokens = opened
-    monkeypatch.setattr(widths, "KEPT_LOGITS", kept)
+    monkeypatch.setattr(precisions, "KEPT_LOGITS", kept)
     told = []
     found = evaluate_precisions(
         model,
