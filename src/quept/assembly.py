@@ -27,7 +27,7 @@ def make_elastic(model: Any, recipe: Recipe, architecture: Architecture | None =
     architecture.check(model)
     transforms = transforms_of(recipe)
     for index, block in enumerate(architecture.block_list(model)):
-        assemble(block, BlockContext.of(architecture, model, index), recipe, transforms, elastic_like)
+        assemble(block, BlockContext.of(architecture, model, index, recipe), recipe, transforms, elastic_like)
     assemble_outer(model, architecture, recipe)
 
 
@@ -44,7 +44,8 @@ def assemble(
     """
     online = {path: step for transform in transforms for path, step in transform.online(block, context).items()}
     inputs = _inputs(block, context, recipe, online)
-    specs = dict.fromkeys(context.architecture.linears, recipe.weight_spec)
+    found = {path: recipe.weight_spec_for(f"{context.path}.{path}") for path in context.architecture.linears}
+    specs = {path: spec for path, spec in found.items() if spec is not None}
     linears = replace_linears(block, context.path, specs, inputs, make)
     for transform in transforms:
         transform.attach(block, context)
@@ -63,16 +64,12 @@ def assemble_outer(model: nn.Module, architecture: Architecture, recipe: Recipe)
 
     Returns them by path. `model` may be a part of one: what it does not have is passed over.
     """
-    spec = recipe.outer_weight_spec
-    if spec is None:
-        return {}
     layers, activations = architecture.outer_layers(model), recipe.outer_activations
+    specs = {path: spec for path in layers if (spec := recipe.outer_weight_spec_for(path)) is not None}
     inputs = {
-        path: ElasticInput(activations, [path], None, layer.weight.device)
-        for path, layer in layers.items()
-        if activations.bits
+        path: ElasticInput(activations, [path], None, layers[path].weight.device) for path in specs if activations.bits
     }
-    return replace_linears(model, None, dict.fromkeys(layers, spec), inputs, elastic_like)
+    return replace_linears(model, None, specs, inputs, elastic_like)
 
 
 def _inputs(
@@ -80,7 +77,7 @@ def _inputs(
 ) -> dict[str, ElasticInput]:
     """What the inputs of each linear go through, by name: one for all linears that read the same tensor."""
     made = {}
-    for readers in context.architecture.inputs:
+    for readers in context.inputs:
         transform = online.get(readers[0])
         if transform is None and not recipe.activations.bits:
             continue

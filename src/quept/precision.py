@@ -260,9 +260,8 @@ def _bits_of(layer: ElasticLinear, planned: int | str | Precision | None) -> tup
     calibrated = Activations() if layer.input is None else layer.input.spec
     if layer.spec.fixed:
         (only,) = layer.spec.groups.bits
-        bits = None if widths.weights in (None, FULL) else only
-        activated = widths.weights not in (None, FULL) if widths.activations is None else widths.activations != FULL
-        return bits, calibrated.bits_for(only) if activated else None
+        given = widths.weights if widths.activations is None else widths.activations
+        return None if widths.weights in (None, FULL) else only, calibrated.bits_for(None if given == FULL else given)
     bits = None if widths.weights in (None, FULL) else widths.weights
     if bits is not None:
         layer.spec.groups.index(bits)

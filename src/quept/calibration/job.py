@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from quept import __version__, ops
 from quept.calibration.forward import WORTH_COMPILING
+from quept.calibration.methods import rounding_method
 from quept.calibration.reconstruct import trained_tokens
 from quept.config import Recipe
 from quept.data import digest
@@ -92,6 +93,8 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
     task = architecture.task
     recipe = load_recipe(task.default_recipe) if given is None else given
     recipe = task.fit(recipe, model.config, request.data, request.samples, request.sequence_length, note)
+    _check_rules(model, recipe, architecture, note)
+    rounding_method(recipe.rounding_method)  # an unknown one is reported now
     _check_matches_config(model, recipe, architecture)
     samples = task.draw(
         request.data, processor, model.config, recipe, seed=request.seed, strict=request.strict, note=note
@@ -133,6 +136,16 @@ def _open(request: Request) -> tuple[Any, Any, Architecture]:
             "transformers model."
         )
     return model, processor, architecture_for(model.config, request.architecture)
+
+
+def _check_rules(model: Any, recipe: Recipe, architecture: Architecture, note: Callable[[str], None]) -> None:
+    """Tell `note` of rules that match no layer; raises `InvalidInput` where rules leave no linear to quantize."""
+    linears = [path for group in architecture.shared_input_groups(model) for path in group]
+    outer = architecture.outer_layers(model) if recipe.outer_bits is not None else {}
+    for pattern in recipe.unused_rules([*linears, *outer]):
+        note(f"The rule for {pattern!r} matches no layer that the recipe quantizes, such as {linears[0]}.")
+    if all(recipe.weight_spec_for(path) is None for path in linears):
+        raise InvalidInput("The recipe's rules ignore every linear of the blocks; leave some for it to quantize.")
 
 
 def _check_matches_config(model: Any, recipe: Recipe, architecture: Architecture) -> None:

@@ -26,7 +26,7 @@ def draw_mixture(block: CalibrationBlock, bits: int, settings: Reconstruction, g
     chance = settings.mixing.chance(bits, block.context.index, block.context.blocks)
     if not (chance and higher):
         return Mixture(bits)
-    sets = block.context.architecture.inputs
+    sets = block.context.inputs
     moved = torch.rand(len(sets), generator=generator) < chance
     return Mixture(
         bits, tuple((path, higher[0]) for paths, moves in zip(sets, moved, strict=True) if moves for path in paths)

@@ -243,7 +243,7 @@ class _Run:
 
     def _open_block(self, index: int, call: BlockCall) -> CalibrationBlock:
         job = self.job
-        context = BlockContext.of(job.architecture, job.model, index)
+        context = BlockContext.of(job.architecture, job.model, index, self.recipe)
         block = CalibrationBlock(self.blocks[index], context, self.recipe, call, job.device, job.compute_dtype)
         if context.is_first:
             for transform in block.transforms:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.methods import Start
-from quept.calibration.reconstruct import expected_draws
+from quept.calibration.reconstruct import expected_draws, own_draws
 from quept.calibration.trainable import TrainableLinear
 from quept.calibration.workers import WorkerPool
 from quept.config import Recipe
@@ -37,14 +37,16 @@ def init_ranges(
     `workers` allow.
     """
     recipe, workers = block.recipe, workers or WorkerPool()
-    rows = {path: block.multiplied(path, given) for path, given in inputs.items()}
+    rows = {path: block.multiplied(path, given) for path, given in inputs.items() if path in block.trainable}
     draws = expected_draws(recipe.trained_groups, recipe.reconstruction, 1)
-    bits = recipe.store.without_master(recipe.bits)
-    idle = frozenset(each for each in bits if recipe.reconstruction.epochs > 0 and not draws[each])
 
     def init_weight(path: str) -> None:
+        linear = block.trainable[path]
+        bits = linear.spec.store.without_master(linear.spec.groups.bits)
+        trains = own_draws(linear.spec, draws)
+        idle = frozenset(each for each in bits if recipe.reconstruction.epochs > 0 and not trains[each])
         importance = rows[path].square().mean(0) if path in rows else None
-        block.trainable[path].trainable.init(Start(bits, idle, recipe.reconstruction.clip_init, importance))
+        linear.trainable.init(Start(bits, idle, recipe.reconstruction.clip_init, importance))
 
     workers.map(init_weight, block.trainable)
     for linear in block.trainable.values():

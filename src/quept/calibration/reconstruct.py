@@ -20,7 +20,7 @@ from quept.calibration.objective import Error, Objective, Rows
 from quept.calibration.optimizer import ADAM, BlockOptimizer
 from quept.calibration.stream import Stream
 from quept.calibration.tools import Tools
-from quept.config import Recipe, Reconstruction
+from quept.config import Recipe, Reconstruction, WeightSpec
 from quept.errors import CalibrationFailed
 
 TINY = 1e-12  # losses are divided by no less
@@ -113,7 +113,7 @@ def _parameters(
 ) -> Iterator[ParameterGroup]:
     """Yield all that trains in a block: what methods learn about weights, and the ranges of activations."""
     for linear in block.trainable.values():
-        yield from linear.trainable.parameters(settings, draws)
+        yield from linear.trainable.parameters(settings, own_draws(linear.spec, draws))
     for quantizer in block.quantizers:
         ranges = [parameter.requires_grad_(True) for parameter in quantizer.trained().values()]
         yield ParameterGroup(ADAM, settings.activation_learning_rate, ranges)
@@ -139,6 +139,14 @@ def expected_draws(groups: Sequence[Sequence[int]], settings: Reconstruction, st
         for index, group in enumerate(groups)
         for bits in group
     }
+
+
+def own_draws(spec: WeightSpec, draws: Mapping[int, float]) -> Mapping[int, float]:
+    """Return in how many steps a linear takes part at each of its bit-widths.
+
+    One that is fixed takes part at its own whatever is drawn, several times in a step, so that this is an upper bound.
+    """
+    return {bits: sum(draws.values()) for bits in spec.groups.bits} if spec.fixed else draws
 
 
 def draw(group: Sequence[int], generator: torch.Generator) -> int:
@@ -169,7 +177,8 @@ def _loss(
         for path, linear in block.trainable.items():
             given = others.get(path, bits)
             own = linear.spec.bits_for(given)
-            weight, learns = forward.weight(linear.trainable, own), own == given and own in trained
+            weight = forward.weight(linear.trainable, own)
+            learns = own != linear.spec.store.master_bits if linear.spec.fixed else own == given and own in trained
             # Bit-widths that do not train stay as they are, and yet look to compiled code like all the others.
             linear.current = weight if learns else weight.detach().requires_grad_()
             if learns and (penalty := linear.trainable.penalty(progress)) is not None:

@@ -7,6 +7,7 @@ Sections, equations and tables cited below are those of the QuEPT paper
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -18,7 +19,6 @@ from quept.config.reconstruction import Merging, Reconstruction
 from quept.config.rules import Rule, merged
 from quept.config.transforms import Reparameterization, Rotation, Smoothing
 from quept.config.weight import LARGEST_RANK, Adapter, Granularity, Store, WeightSpec
-from quept.errors import InvalidInput
 
 
 class Data(Value):
@@ -93,6 +93,7 @@ class Recipe(Value):
             )
         if self.store.master_bits and self.adapter.total_rank(self.groups) > LARGEST_RANK:
             raise ValueError(f"with store.master_bits the ranks of all groups may sum to {LARGEST_RANK} at most")
+        self._check_rules()
         enabled = [name for name in ("smoothing", "rotation", "reparameterization") if getattr(self, name).enabled]
         if len(enabled) > 1:
             raise ValueError(
@@ -106,14 +107,35 @@ class Recipe(Value):
             )
         return self
 
+    def _check_rules(self) -> None:
+        """Raise ValueError for a rule that sets what the recipe does not have."""
+        for rule in self.rules:
+            if rule.group_size is not None and not self.granularity.grouped_bits:
+                raise ValueError(
+                    f"the rule for {rule.match!r} sets a group_size, but granularity.grouped_bits is empty; name the "
+                    "bit-widths there that have groups"
+                )
+            if not rule.learned_rounding:
+                continue
+            if self.store.master_bits in rule.learned_rounding:
+                raise ValueError(
+                    f"the rule for {rule.match!r} learns the rounding at {self.store.master_bits} bits, where the "
+                    "store's master is used as it is; leave that bit-width out"
+                )
+            if self.adapter.kind != "none" and self.adapter.entry != "weight":
+                raise ValueError(
+                    f"the rule for {rule.match!r} learns the rounding, which adapter.entry {self.adapter.entry!r} "
+                    "decides too; use the entry 'weight' with it"
+                )
+
     @property
     def bits(self) -> tuple[int, ...]:
         """All widths, ascending."""
         return self.groups.bits
 
-    @property
+    @cached_property
     def weight_spec(self) -> WeightSpec:
-        """What each linear layer of the model must know."""
+        """The settings of each linear that no rule names; one object, so that all these share it."""
         adapter, stored = self.adapter, self.store.master_bits is not None
         if stored and adapter.kind != "none":
             adapted = self.store.without_master(adapter.bits or self.bits)
@@ -135,24 +157,15 @@ class Recipe(Value):
             return spec
         if rule.ignore:
             return None
-        changes: dict[str, Any] = {}
-        if rule.group_size is not None:
-            changes["granularity"] = spec.granularity.updated(group_size=rule.group_size)
-        if rule.learned_rounding is not None:
-            changes["learned_rounding"] = tuple(bits for bits in self.bits if bits in rule.learned_rounding)
-        if rule.bits is not None:
-            learned = changes.get("learned_rounding", self.learned_rounding)
-            changes["groups"] = BitGroups.partition((rule.bits,))
-            changes["learned_rounding"] = tuple(bits for bits in (rule.bits,) if bits in learned)
-            changes["adapter"] = Adapter(kind="none")
-            changes["fixed"] = True
-        changed = spec.updated(**changes)
-        if changed.store.master_bits in changed.learned_rounding:
-            raise InvalidInput(
-                f"A rule learns the rounding of {path} at {changed.store.master_bits} bits, where the store's master "
-                "is used as it is; leave that out of learned_rounding."
-            )
-        return changed
+        groups = self.groups if rule.bits is None else BitGroups.partition((rule.bits,))
+        learned = self.learned_rounding if rule.learned_rounding is None else rule.learned_rounding
+        return spec.updated(
+            groups=groups,
+            granularity=spec.granularity.updated(group_size=rule.group_size or spec.granularity.group_size),
+            adapter=spec.adapter if rule.bits is None else Adapter(kind="none"),
+            learned_rounding=tuple(bits for bits in groups.bits if bits in learned),
+            fixed=rule.bits is not None,
+        )
 
     def unused_rules(self, paths: Iterable[str]) -> list[str]:
         """Return the patterns of rules that match none of these module paths."""
@@ -166,14 +179,17 @@ class Recipe(Value):
             return self.groups.groups
         return tuple(self.store.without_master(group) for group in self.groups.groups)
 
-    @property
-    def outer_weight_spec(self) -> WeightSpec | None:
-        """What each layer outside the blocks must know, or None where they stay as they are."""
-        if self.outer_bits is None:
+    def outer_weight_spec_for(self, path: str) -> WeightSpec | None:
+        """Return the settings of the layer outside the blocks at a module path; None where it is left as it is."""
+        rule = merged(self.rules, path)
+        if self.outer_bits is None or (rule is not None and rule.ignore):
             return None
-        groups = BitGroups.partition((self.outer_bits,))
+        bits = self.outer_bits if rule is None or rule.bits is None else rule.bits
+        groups = BitGroups.partition((bits,))
         granularity = Granularity(group_size=self.granularity.group_size, grouped_bits=())
-        store = self.store if self.store.master_bits == self.outer_bits else Store()
+        if rule is not None and rule.group_size is not None:
+            granularity = Granularity(group_size=rule.group_size, grouped_bits=(bits,))
+        store = self.store if self.store.master_bits == bits else Store()
         return WeightSpec(groups=groups, granularity=granularity, adapter=Adapter(kind="none"), store=store, fixed=True)
 
     @property

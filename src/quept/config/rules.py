@@ -1,4 +1,4 @@
-"""Per-layer rules of a recipe: other settings for the linears at some paths."""
+"""Rules of a recipe: settings of their own for the linears at some module paths."""
 
 from fnmatch import fnmatchcase
 from typing import Annotated, Self
@@ -10,17 +10,18 @@ from quept.config.bits import Bits
 
 
 class Rule(Value):
-    """Other settings for the linears whose module path matches a pattern, as in `model.layers.0.mlp.*`.
+    """Settings of their own for the linears whose module path matches a pattern, as in `model.layers.0.mlp.*`.
 
     In the pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Rules are read in order:
-    where several name a linear, each setting is that of the last one that has it.
+    where several name a linear, each setting is that of the last one that has it. They hold for linears in the blocks,
+    and for layers outside them that `outer_bits` quantizes.
 
     Attributes:
         match: the pattern.
-        ignore: leave the linears as they are, at full precision whatever the model runs at.
+        ignore: leave the linears at full precision, whatever the model runs at.
         bits: the one bit-width of their weights, whatever bits the model runs at, but at full precision.
         group_size: inputs that share a scale, at the bit-widths in `granularity.grouped_bits`.
-        learned_rounding: bit-widths whose rounding is learned; `[]` learns none.
+        learned_rounding: bit-widths whose rounding is learned; `[]` learns none. Layers outside the blocks never do.
     """
 
     match: Annotated[str, Field(min_length=1)]

@@ -67,9 +67,9 @@ class Rotate(Transform):
     settings: Rotation = field(default_factory=lambda: Rotation(enabled=True))
 
     def online(self, block: nn.Module, context: BlockContext) -> Mapping[str, OnlineTransform]:
-        """Return a Hadamard rotation for every input that no rotation in the weights reaches."""
+        """Return a Hadamard rotation for every input to round that no rotation in the weights reaches."""
         folded = _folded(context.architecture, context.config, self.settings)
-        linears = [path for readers in context.architecture.inputs if not folded & set(readers) for path in readers]
+        linears = [path for readers in context.inputs if not folded & set(readers) for path in readers]
         return {path: hadamard.Rotation.of(weight_of(block.get_submodule(path)).shape[1]) for path in linears}
 
     def attach(self, block: nn.Module, context: BlockContext) -> None:
