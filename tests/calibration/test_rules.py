@@ -107,6 +107,8 @@ def test_a_linear_with_one_bit_width_trains_and_runs_at_it_whatever_the_model_ru
     assert fixed.bits is None
     with pytest.raises(InvalidInput, match="3 bits are not in the calibrated set"):
         quept.set_precision(loaded, 3)
+    with pytest.raises(InvalidInput, match="8 bits, but it was calibrated for 3 alone"):
+        quept.set_precision(loaded, {fixed.path: 8})
 
 
 def test_higher_bits_are_closer_and_packed_weights_and_copies_say_the_same(artifact, windows, tmp_path):

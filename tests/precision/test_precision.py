@@ -128,7 +128,7 @@ def test_patterns_set_the_layers_they_name_and_one_that_names_none_is_refused(mo
 
 def test_a_bit_width_of_keys_and_values_is_not_for_a_linear(model):
     set_precision(model, 8)
-    with pytest.raises(InvalidInput, match=r"layers\.0\.up the width kv4, which is of keys and values"):
+    with pytest.raises(InvalidInput, match=r"layers\.0\.up kv4, which is of keys and values"):
         set_precision(model, {"layers.0.up": "kv4"})
     assert widths(model) == uniform(8)
 

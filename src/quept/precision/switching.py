@@ -1,0 +1,103 @@
+"""Switching the precision of a model while it runs.
+
+`set_precision` sets a model's default, which all threads see; a forward pass that has begun ends at the precision that
+it began with. `at_precision` holds in its own thread or asyncio task alone: one model runs at several precisions at
+once.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from quept.attention import install
+from quept.config import PlannedBits, PrecisionPlan
+from quept.layers import AttentionOperands
+from quept.layers.attention import OperandSetting
+from quept.layers.keyvalues import KeyValues
+from quept.layers.setting import Adjustable, change, enter_pass, leave_pass, scope
+from quept.precision.assignment import PrecisionLike, planned_bits
+from quept.precision.parts import Parts
+
+_SWITCHING = Lock()  # defaults are changed, and read for a pass, all together
+
+
+def set_precision(model: nn.Module, precision: PrecisionLike, *, strict: bool = True) -> None:
+    """Run `model` at a bit-width, by a plan, or (None) at full precision, from the next forward pass on.
+
+    Bits are a number, for weights and for the activations that were calibrated with them, or say what they are of:
+    `"w4a8"`, `"w4a4kv4"`, `"kv4"`. Parts that are not named stay as they are, and so does the key-value cache of a
+    generation in progress. All threads see the change, unless they are in `at_precision`; within `at_precision`, it
+    holds until that ends. Raises `InvalidInput`, with the model untouched, for bits that were not calibrated and,
+    unless `strict` is False, for a plan with entries that name nothing in the model (see `PrecisionPlan.unmatched`).
+    """
+    settings = Parts.of(model).settings(precision, strict)
+    _install(model, settings)
+    with _SWITCHING:
+        change(settings)
+
+
+def precision_of(model: nn.Module) -> PrecisionPlan:
+    """Return the plan in force in the thread or asyncio task that asks."""
+    linears, attentions, operands = Parts.of(model)
+    plan: dict[str, PlannedBits] = {path: planned_bits(layer) for path, layer in linears.items()}
+    plan |= {path: each.bits for path, each in attentions.items()}
+    return PrecisionPlan(plan | {path: each.bits for path, each in operands.items()})
+
+
+@contextmanager
+def at_precision(model: nn.Module, precision: PrecisionLike) -> Iterator[None]:
+    """Run the enclosed code at `precision`, in this thread or asyncio task alone; see `set_precision` for the values.
+
+    Other threads run at theirs meanwhile. Threads that begin within start at the model's default, asyncio tasks at this
+    precision.
+    """
+    parts = Parts.of(model)
+    settings = parts.settings(precision)
+    _install(model, settings)
+    with scope({part: part.setting for part in parts.all()} | settings):
+        yield
+
+
+@contextmanager
+def rounded_to_nearest(model: nn.Module, precision: PrecisionLike) -> Iterator[None]:
+    """Run the enclosed code with plain rounding to nearest, the baseline, at the same granularity, in this thread
+    alone.
+
+    Parts that `precision` does not name run at full precision; keys and values are quantized as ever.
+    """
+    parts = Parts.of(model)
+    settings = parts.settings(precision)
+    _install(model, settings)
+    for layer in parts.linears.values():
+        given = settings.get(layer)
+        settings[layer] = layer.nearest_at(None, None) if given is None else layer.nearest_at(*given[:2])
+    for each in parts.operands.values():
+        settings[each] = settings.get(each, OperandSetting(None))._replace(unclipped=True)
+    with scope({part: part.setting for part in parts.all()} | settings):
+        yield
+
+
+def begin_pass(model: nn.Module, args: Any) -> None:
+    """Begin a forward pass: what it runs at does not change any more."""
+    if not torch.compiler.is_compiling():
+        with _SWITCHING:
+            settings = {part: part.default for part in Parts.of(model).all()}
+        enter_pass(settings)
+
+
+def end_pass(model: nn.Module, args: Any, output: Any) -> None:
+    """End a forward pass, however it ended."""
+    if not torch.compiler.is_compiling():
+        leave_pass()
+
+
+def _install(model: nn.Module, settings: Mapping[Adjustable[Any], Any]) -> None:
+    """Let attention run through its parts where any of these settings asks for that."""
+    bits = [setting for part, setting in settings.items() if isinstance(part, KeyValues)]
+    bits += [setting.bits for part, setting in settings.items() if isinstance(part, AttentionOperands)]
+    if any(each is not None for each in bits):
+        install(cast(Any, model).config)  # again, where the attention implementation was changed in the meantime
