@@ -1,4 +1,4 @@
-"""What an artifact's model is made of: elastic linears, what their inputs go through, transforms, keys and values.
+"""Putting an elastic model together: linears, the rounding of their inputs, transforms, keys and values.
 
 Calibration puts a block together like this before it trains it, and loading does before it reads the tensors.
 """
@@ -19,7 +19,7 @@ from quept.transforms import Transform, transforms_of
 
 
 def make_elastic(model: Any, recipe: Recipe, architecture: Architecture | None = None) -> None:
-    """Make a model elastic, uncalibrated, in place: its blocks, and layers outside that the recipe gives a width.
+    """Make a model elastic, uncalibrated, in place: its blocks, and the layers outside them that the recipe quantizes.
 
     `architecture` is the model's family; None takes the registered one.
     """
@@ -60,7 +60,7 @@ def assemble(
 
 
 def assemble_outer(model: nn.Module, architecture: Architecture, recipe: Recipe) -> dict[str, ElasticLinear]:
-    """Replace the layers outside the blocks by elastic ones of one width, in place, where the recipe has one for them.
+    """Replace the layers outside the blocks by elastic ones of one bit-width, in place, where the recipe has one.
 
     Returns them by path. `model` may be a part of one: what it does not have is passed over.
     """
@@ -75,7 +75,7 @@ def assemble_outer(model: nn.Module, architecture: Architecture, recipe: Recipe)
 def _inputs(
     block: nn.Module, context: BlockContext, recipe: Recipe, online: Mapping[str, OnlineTransform]
 ) -> dict[str, ElasticInput]:
-    """What the inputs of each linear go through, by name: one for all linears that read the same tensor."""
+    """Return what stands in front of each linear, by path: one object for all linears that read the same tensor."""
     made = {}
     for readers in context.inputs:
         transform = online.get(readers[0])

@@ -33,7 +33,7 @@ def test_a_precision_means_what_it_says_and_reads_back(given, meant, written):
 
 @pytest.mark.parametrize("given", ["", "w", "wa", "w4x8", "a8w4", "w4 a8", "w4.5", "four", "٤", "w4a8kv", "-4", "w-4"])
 def test_what_cannot_be_read_is_refused(given):
-    with pytest.raises(InvalidInput, match=r"cannot be read; write a width \(4\)"):
+    with pytest.raises(InvalidInput, match=r"cannot be read; write one bit-width \(4\)"):
         Precision.parse(given)
 
 

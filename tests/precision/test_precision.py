@@ -171,7 +171,7 @@ def test_a_plan_with_unknown_layers_is_refused_and_nothing_changes(model, plan):
 @pytest.mark.parametrize("value", [True, False, 4.0, [4], object()])
 def test_what_only_looks_like_a_bit_width_is_refused_and_nothing_changes(model, value):
     for precision in (value, {"layers.0.up": value}):
-        with pytest.raises(InvalidInput, match="neither a width, a plan nor None"):
+        with pytest.raises(InvalidInput, match="neither a bit-width, a plan nor None"):
             set_precision(model, precision)
     assert widths(model) == uniform(None)
 

@@ -1,4 +1,4 @@
-"""What flows into the blocks and what follows from them: inputs, how the model calls each block, and predictions."""
+"""The model around its blocks: their inputs, the calls it makes to them, and predictions from their outputs."""
 
 import copy
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class BlockCall:
     kwargs: Mapping[str, Any]
 
     def to(self, device: torch.device) -> "BlockCall":
-        """The same call with its tensors on `device`."""
+        """Return the call with its tensors on `device`."""
         return BlockCall(_move(self.args, device), _move(dict(self.kwargs), device))
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class ModelStem:
         return hidden
 
     def calls(self, samples: Tensor) -> list[BlockCall]:
-        """How the model calls each of its blocks for samples of this size."""
+        """Return the calls that the model makes to its blocks for samples of this size."""
         self.hidden_states(samples[:1])
         return [recorder.call for recorder in self._recorders if recorder.call is not None]
 

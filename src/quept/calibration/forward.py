@@ -53,7 +53,7 @@ class EagerForward:
 
 
 class CompiledForward(EagerForward):
-    """The same, compiled by PyTorch: once for all blocks of a kind, because weights are inputs to the code.
+    """The forward pass compiled by PyTorch: once for all blocks of a kind, because weights are inputs to the code.
 
     Where nothing can be compiled, for lack of a compiler mostly, `note` is told once and the plain pass takes over.
     """

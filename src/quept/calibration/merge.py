@@ -81,12 +81,12 @@ def merge(outputs: Tensor, settings: Merging, generator: torch.Generator) -> Ten
 
 
 def _run_each(
-    block: CalibrationBlock, hidden: Tensor, widths: Sequence[Mixture], bfloat16_bits: Sequence[int]
+    block: CalibrationBlock, hidden: Tensor, mixtures: Sequence[Mixture], bfloat16_bits: Sequence[int]
 ) -> Tensor:
     """Run each sample at its own bit-widths: one run for all samples that have the same."""
     output: Tensor | None = None  # a block may change the shape of what it is given
-    for mixture in sorted(set(widths), key=lambda each: (each.bits, each.others)):
-        rows = [row for row, width in enumerate(widths) if width == mixture]
+    for mixture in sorted(set(mixtures), key=lambda each: (each.bits, each.others)):
+        rows = [row for row, each in enumerate(mixtures) if each == mixture]
         with block.multiplying(torch.bfloat16 if mixture.bits in bfloat16_bits else None):
             states = block.run(hidden[rows], mixture.bits, dict(mixture.others))
         if output is None:

@@ -1,7 +1,7 @@
-"""Letting linears meet what a mixed plan puts beside them: others at a higher width.
+"""Training linears beside others at a higher bit-width, as a mixed plan runs them.
 
-A block that is trained and fed at one width alone leans on the others being at that width: its linears make up for the
-errors before them. In a plan that mixes widths those errors are others.
+The linears of a block that is trained at one bit-width alone learn to make up for each other's errors at that
+bit-width. In a plan that mixes bit-widths the errors are different.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from quept.config import Reconstruction
 
 @dataclass(frozen=True)
 class Mixture:
-    """A width to run a block at, and the linears that are at another one, each with its own."""
+    """The bit-width to run a block at, and the linears that run at another one, each with its own."""
 
     bits: int
     others: tuple[tuple[str, int], ...] = ()
 
 
 def draw_mixture(block: CalibrationBlock, bits: int, settings: Reconstruction, generator: torch.Generator) -> Mixture:
-    """What a block runs at where it is to run at `bits`: linears that read one tensor move together."""
-    higher = [width for width in block.recipe.bits if width > bits]
+    """Return the mixture to run a block at in place of `bits`; linears that read one tensor move together."""
+    higher = [each for each in block.recipe.bits if each > bits]
     chance = settings.mixing.chance(bits, block.context.index, block.context.blocks)
     if not (chance and higher):
         return Mixture(bits)

@@ -1,4 +1,4 @@
-"""What a block's training lowers: the error of its output, and at the last block that of the model's predictions."""
+"""The objective of a block's training: the error of its output, or at the last block of the model's predictions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def prediction_error(head: ModelHead, windows: Tensor | None = None, label_weigh
         following = following_tokens(windows[rows]) if windows is not None and label_weight else None
         size = max(1, LOGITS_PER_CHUNK // head.classes)
         if batch * tokens <= size or not head.per_token:
-            wanted = expected(target, following)  # once for all widths
+            wanted = expected(target, following)  # once for all bit-widths
             return lambda output: trained_kl(head(output).flatten(0, -2), wanted) / (batch * tokens)
 
         def error(output: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ TINY = 1e-18  # keeps a weight without a gradient where it is, and one whose squ
 
 @dataclass(frozen=True)
 class OptimizerRule:
-    """How parameters are moved: an optimizer, and the course of its learning rate.
+    """A rule by which parameters move: an optimizer, and the course of its learning rate.
 
     `make` is given parameter groups as `torch.optim` has them. `schedule` is given the step, the number of steps, and
     the final learning rate as a share of the first; it returns the share now.
@@ -70,7 +70,7 @@ NORMALIZED_DESCENT = OptimizerRule("normalized descent", RoundingOptimizer, _lin
 
 
 class Group(Protocol):
-    """What is moved by a rule at a learning rate."""
+    """Parameters that a rule moves at a learning rate."""
 
     @property
     def rule(self) -> OptimizerRule:

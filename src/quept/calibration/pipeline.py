@@ -63,7 +63,7 @@ def calibrate(
     stream_memory: int = DEFAULT_STREAM_MEMORY,
     progress: Progress | None = None,
 ) -> Report:
-    """Calibrate a model once for every width of the recipe, and write the artifact.
+    """Calibrate a model once for every bit-width of the recipe, and write the artifact.
 
     Args:
         model: a Hugging Face model directory or Hub name, or a transformers model (then give its tokenizer too).

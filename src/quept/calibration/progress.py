@@ -1,4 +1,4 @@
-"""What a calibration tells its caller: while it runs, and when it is done."""
+"""Progress of a calibration while it runs, and its report when it is done."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +8,10 @@ from quept.storage.manifest import Manifest
 
 
 class Progress(Protocol):
-    """What a calibration reports while it runs."""
+    """Receives the progress of a calibration."""
 
     def stage(self, name: str) -> None:
-        """What is being done now, such as `opening` or `forward and backward`; the phases of `Report.seconds`."""
+        """Receive the name of the current stage, such as `opening` or `forward and backward`; see `Report.seconds`."""
 
     def start(self, blocks: int, steps: int) -> None:
         """The number of blocks, and of optimizer steps per block."""
@@ -41,7 +41,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Report:
-    """What a calibration did: where the artifact is, what is in it, and what it took.
+    """The result of a calibration: where the artifact is, what is in it, and what it took.
 
     `seconds` is by phase, `trained_tokens` counts each token once for every forward and backward pass over it, and
     `stream_bytes` is what the hidden states occupied, in memory and in mapped files.

@@ -28,7 +28,7 @@ TINY = 1e-12  # losses are divided by no less
 
 @dataclass(frozen=True)
 class Training:
-    """How a block is trained.
+    """The training of a block.
 
     Attributes:
         groups: the bit groups to train, high to low; an empty one takes no part.
@@ -120,12 +120,12 @@ def _parameters(
 
 
 def count_steps(samples: int, settings: Reconstruction) -> int:
-    """Optimizer steps per block; one an epoch where there are fewer samples than a batch holds."""
+    """Return the optimizer steps per block; one an epoch where there are fewer samples than a batch holds."""
     return settings.epochs * max(1, samples // settings.batch_size)
 
 
 def trained_tokens(recipe: Recipe, sequence_length: int) -> int:
-    """Tokens that pass forward and backward through one block, each counted once per width it passes at."""
+    """Return the tokens that pass forward and backward through one block, counted once per bit-width they pass at."""
     settings, samples = recipe.reconstruction, recipe.data.samples
     steps = count_steps(samples, settings)
     passes = sum(expected_draws(recipe.trained_groups, settings, steps).values())
@@ -133,7 +133,7 @@ def trained_tokens(recipe: Recipe, sequence_length: int) -> int:
 
 
 def expected_draws(groups: Sequence[Sequence[int]], settings: Reconstruction, steps: int) -> dict[int, float]:
-    """In how many of `steps` steps each width is drawn, on average."""
+    """Return in how many of `steps` steps each bit-width is drawn, on average."""
     return {
         bits: sum(settings.takes_part(index, step) for step in range(steps)) / len(group)
         for index, group in enumerate(groups)
@@ -150,7 +150,7 @@ def own_draws(spec: WeightSpec, draws: Mapping[int, float]) -> Mapping[int, floa
 
 
 def draw(group: Sequence[int], generator: torch.Generator) -> int:
-    """One width of a group, uniformly."""
+    """Draw one bit-width of a group, uniformly."""
     return group[int(torch.randint(len(group), (), generator=generator))]
 
 
@@ -196,7 +196,7 @@ def _loss(
 
 
 def _compare(objective: Objective, target: Tensor, rows: Rows, half: bool) -> Error:
-    """The error that outputs for these samples have, as products in bfloat16 see the target or as others do."""
+    """Return the error of outputs for these samples; `half` compares as products in bfloat16 do."""
     with _autocast(target, half):
         return objective(target, rows)
 
@@ -210,7 +210,7 @@ def _finite(loss: float, block: CalibrationBlock, bits: int) -> float:
     if not math.isfinite(loss):
         raise CalibrationFailed(
             f"The reconstruction loss of block {block.path} at {bits} bits is {loss}. Lower the learning rates "
-            "(reconstruction.adapter_learning_rate and clipping_learning_rate in the recipe), or leave this width out "
-            "with --bits."
+            "(reconstruction.adapter_learning_rate and clipping_learning_rate in the recipe), or leave this bit-width "
+            "out with --bits."
         )
     return loss

@@ -27,7 +27,7 @@ class Stream:
 
     @property
     def samples(self) -> int:
-        """How many samples the stream holds."""
+        """The number of samples."""
         return self._states.shape[0]
 
     @property

@@ -10,7 +10,7 @@ from quept.calibration.workers import WorkerPool
 
 @dataclass
 class Tools:
-    """What a calibration works with.
+    """The tools of a calibration.
 
     Attributes:
         streams: makes streams of hidden states, in memory or in files.

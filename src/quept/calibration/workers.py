@@ -1,6 +1,6 @@
 """Parts of a step that need nothing of one another, each on a thread of its own.
 
-A step of a calibration runs a block once for each bit group, and what a width owns no other width needs. Splitting
+A step of a calibration runs a block once for each bit group, and no bit-width needs what another owns. Splitting
 every operation between the processor's threads instead makes each of them wait for the slowest at the end of each
 operation: small operations are over before that pays, and beside another busy process the waiting is most of the time.
 So the bit groups run side by side, with as many threads each as there are processors to a group, on small machines

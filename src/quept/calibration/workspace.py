@@ -94,7 +94,7 @@ class Workspace:
             raise
 
     def has(self, stem: str) -> bool:
-        """Whether this part is finished."""
+        """Return whether a part is finished."""
         return bool(shards_of(self.folder, stem))
 
     def read(self, stem: str) -> tuple[dict[str, Tensor], Any]:
@@ -159,7 +159,7 @@ class Workspace:
 
 
 def manifest_fingerprint(manifest: Manifest) -> dict[str, Any]:
-    """What determined a finished artifact."""
+    """The facts that determined a finished artifact."""
     return {"recipe": manifest.recipe.model_dump(mode="json"), **manifest.provenance.model_dump(mode="json")}
 
 

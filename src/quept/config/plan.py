@@ -1,4 +1,4 @@
-"""Which widths each part of a model runs at."""
+"""Precisions, and plans that give each part of a model its own."""
 
 import re
 import reprlib
@@ -21,7 +21,7 @@ from quept.files import read_json, write_json
 class Precision:
     """Bit-widths of weights, activations, and keys and values: 2 to 8, `FULL`, or None where nothing is said.
 
-    Where only the weights' width is given, activations take the one that they were calibrated with beside it.
+    Where only the weights' bits are given, activations take those that they were calibrated with beside them.
     """
 
     weights: int | None = None
@@ -30,7 +30,7 @@ class Precision:
 
     @classmethod
     def parse(cls, given: "int | str | Precision | None") -> Self:
-        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so is a width of 16.
+        """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so are 16 bits.
 
         Where weights or activations are named, the other is at full precision unless it is named as well. Raises
         `InvalidInput` for anything else.
@@ -40,14 +40,14 @@ class Precision:
         if given is None:
             return cls(FULL, FULL, FULL)
         if isinstance(given, bool) or not isinstance(given, int | str):
-            raise InvalidInput(f"precision {given!r} is neither a width, a plan nor None (full precision).")
+            raise InvalidInput(f"precision {given!r} is neither a bit-width, a plan nor None (full precision).")
         if isinstance(given, int):
             return cls(weights=_allowed(given, given))
         written = re.fullmatch(r"(?:(\d{1,3})|(?:w(\d{1,3}))?(?:a(\d{1,3}))?)(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
         if written is None or not given:
             raise InvalidInput(
-                f"precision {given!r} cannot be read; write a width (4), or widths of weights, activations, and keys "
-                "and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
+                f"precision {given!r} cannot be read; write one bit-width (4), or those of weights, activations, and "
+                "keys and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
             )
         named = (None if part is None else _allowed(int(part), given) for part in written.groups())
         paired, weights, activations, keys_values = named
@@ -58,11 +58,11 @@ class Precision:
         return cls(weights, activations, keys_values)
 
     def with_keys_values(self, bits: int | None) -> Self:
-        """The same with another width for keys and values, unless it is None."""
+        """Return the precision with these bits for keys and values, unless they are None."""
         return self if bits is None else replace(self, keys_values=_allowed(bits, bits))
 
     def __str__(self) -> str:
-        paired = "" if self.activations is None else "w"  # with what activations were calibrated with beside it
+        paired = "" if self.activations is None else "w"  # a plain number leaves activations as calibrated beside it
         parts = ((paired, self.weights), ("a", self.activations), ("kv", self.keys_values))
         return "".join(f"{name}{bits}" for name, bits in parts if bits is not None)
 
@@ -79,9 +79,10 @@ class PrecisionPlan:
     In a pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Where several entries name a
     part, the last one counts.
 
-    A linear layer's is a width (4: activations as they were calibrated beside it), `"w4a8"`, or None, full precision;
-    an attention module's is the width of its keys and values, or None. A pattern decides on the kinds that its width
-    is of: `"*": 4` leaves keys and values alone, `"*": "kv4"` the linears. Parts that are not named stay as they are.
+    The entry of a linear layer is a bit-width (4: activations as they were calibrated beside it), `"w4a8"`, or None,
+    full precision; that of an attention module is the bit-width of its keys and values, or None. A pattern decides on
+    the parts that its bits are of: `"*": 4` leaves keys and values alone, `"*": "kv4"` the linears. Parts that are not
+    named stay as they are.
     """
 
     bits: Mapping[str, PlannedBits]
@@ -91,43 +92,44 @@ class PrecisionPlan:
 
     @classmethod
     def uniform(cls, paths: Iterable[str], bits: PlannedBits) -> "PrecisionPlan":
-        """The constant plan: every path at `bits`."""
+        """Return the constant plan: every path at `bits`."""
         return cls(dict.fromkeys(paths, bits))
 
     @classmethod
     def parse(cls, data: Any, *, origin: str) -> Self:
-        """The plan in JSON values as `to_json` gives them, read from `origin`; `InvalidInput` if they hold none."""
+        """Return the plan in JSON values as `to_json` gives them, read from `origin`; raises `InvalidInput` "
+        "without one."""
         return cls(_PlanFile.parse(data, origin=origin).checked(origin))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The plan in a JSON file."""
+        """Return the plan in a JSON file; raises `InvalidInput` where it holds none."""
         return cls.parse(read_json(path, "a plan"), origin=str(path))
 
     def to_json(self) -> dict[str, Any]:
-        """For `json.dump`: widths are numbers where they are of weights alone, else `"w4a8"`; None is null."""
-        return _PlanFile(bits={name: _written(width) for name, width in self.bits.items()}).model_dump()
+        """Return a dictionary for `json.dump`: numbers where bits are of weights alone, else `"w4a8"`; None is null."""
+        return _PlanFile(bits={name: _written(planned) for name, planned in self.bits.items()}).model_dump()
 
     def write(self, path: Path) -> None:
         """Write the plan as JSON; `read` gives it back."""
         write_json(path, self.to_json())
 
     def assigned(self, linears: Iterable[str], attentions: Iterable[str] = ()) -> dict[str, PlannedBits]:
-        """The width that the plan gives each part, by path; parts that it does not name are left out."""
+        """Return what the plan gives each part, by path; parts that it does not name are left out."""
         linears, attentions = dict.fromkeys(linears), dict.fromkeys(attentions)  # in order, and quick to look in
         assigned: dict[str, PlannedBits] = {}
         for name, planned in self.bits.items():
             if not is_pattern(name):
                 assigned.update({name: planned} if name in linears or name in attentions else {})
                 continue
-            widths = Precision.parse(planned)
-            of_linears = widths.weights is not None or widths.activations is not None
-            named = [*(linears if of_linears else ()), *(attentions if widths.keys_values is not None else ())]
-            assigned.update({path: widths for path in named if fnmatchcase(path, name)})
+            precision = Precision.parse(planned)
+            of_linears = precision.weights is not None or precision.activations is not None
+            named = [*(linears if of_linears else ()), *(attentions if precision.keys_values is not None else ())]
+            assigned.update({path: precision for path in named if fnmatchcase(path, name)})
         return assigned
 
     def unmatched(self, paths: Iterable[str]) -> list[str]:
-        """The entries that name none of `paths`, sorted."""
+        """Return the entries that name none of `paths`, sorted."""
         paths = set(paths)
         return sorted(str(name) for name in self.bits if not _names_any(name, paths))
 
@@ -140,17 +142,17 @@ class _PlanFile(Value):
     bits: dict[str, StrictInt | str | None]
 
     def checked(self, origin: str) -> dict[str, PlannedBits]:
-        """The entries; `InvalidInput` names one whose width is none."""
-        for name, width in self.bits.items():
+        """Return the entries; raises `InvalidInput` for one that is no precision."""
+        for name, planned in self.bits.items():
             try:
-                Precision.parse(width)
+                Precision.parse(planned)
             except InvalidInput as error:
                 raise InvalidInput(f"{origin}, at {reprlib.repr(name)}: {error}") from None
         return dict(self.bits)
 
 
 def is_pattern(name: object) -> bool:
-    """Whether a plan's entry is a pattern, not a path."""
+    """Return whether a plan's entry is a pattern, not a path."""
     return isinstance(name, str) and any(character in name for character in "*?[")
 
 
@@ -166,7 +168,10 @@ def _written(planned: PlannedBits) -> int | str | None:
 
 
 def parse_precisions(text: str) -> tuple[Precision, ...]:
-    """A list of precisions: widths (4), ranges (2-8), and widths of several kinds (w4a8), separated by commas."""
+    """Return the precisions written as bit-widths (4), ranges (2-8) and pairs (w4a8), separated by commas.
+
+    Raises `InvalidInput` for anything else.
+    """
     found: list[Precision] = []
     for part in text.split(","):
         part = part.strip()
@@ -174,7 +179,8 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
             low, high = int(written[1]), int(written[2])
             if not MIN_BITS <= low <= high <= MAX_BITS:
                 raise InvalidInput(
-                    f"bits {text!r} are not possible: widths go from {MIN_BITS} to {MAX_BITS}, ranges from low to high."
+                    f"bits {text!r} are not possible: bit-widths go from {MIN_BITS} to {MAX_BITS}, ranges from low "
+                    "to high."
                 )
             found += [Precision(weights=bits) for bits in range(low, high + 1)]
         else:
@@ -185,6 +191,7 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
 def _allowed(bits: int, given: object) -> int:
     if bits != FULL and not MIN_BITS <= bits <= MAX_BITS:
         raise InvalidInput(
-            f"precision {given!r} is not possible: widths go from {MIN_BITS} to {MAX_BITS}; {FULL} is full precision."
+            f"precision {given!r} is not possible: bit-widths go from {MIN_BITS} to {MAX_BITS}; {FULL} is full "
+            "precision."
         )
     return bits

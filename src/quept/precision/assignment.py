@@ -48,7 +48,7 @@ def _check_fixed(part: object, planned: PlannedBits) -> None:
 def chosen_bits(
     layers: Mapping[str, ElasticLinear], assigned: Mapping[str, PlannedBits]
 ) -> list[tuple[ElasticLinear, int | None, int | None]]:
-    """Return the layers that are assigned something, each with the bits of its weights and inputs (None: all)."""
+    """Return the layers that are assigned something, with the bits of weights and inputs; None is full precision."""
     known: dict[tuple[int, int, type, Any], tuple[int | None, int | None]] = {}
     chosen = []
     for path, planned in assigned.items():

@@ -46,7 +46,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Start:
-    """What starting values may depend on.
+    """The facts that starting values may depend on.
 
     Attributes:
         bits: bit-widths that a weight is rounded to; those in `idle` never train.
