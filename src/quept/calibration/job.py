@@ -30,20 +30,34 @@ from quept.storage.manifest import Provenance
 
 
 @dataclass(frozen=True)
-class Request:
-    """The arguments of `calibrate` that determine its result; `processor` is the tokenizer or the image processor."""
+class Source:
+    """The model to calibrate, or where it is, with its tokenizer or image processor and its architecture if given."""
 
     model: Any
     processor: Any
-    data: str | Path | Tensor
-    recipe: str | Path | Recipe | None
     architecture: Architecture | None
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """The calibration data: its source or the samples, how much of it, and whether a bad image is an error."""
+
+    data: str | Path | Tensor
     samples: int | None
     sequence_length: int | None
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `calibrate` that determine its result."""
+
+    source: Source
+    wanted: DataRequest
+    recipe: str | Path | Recipe | None
     seed: int
     device: str
     compiled: bool | None
-    strict: bool
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -86,18 +100,18 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
 
     Raises `InvalidInput` for a request that cannot be fulfilled, `CalibrationFailed` for weights that are not finite.
     """
-    device = choose_device(request.device)
+    device, wanted = choose_device(request.device), request.wanted
     given = load_recipe(request.recipe) if isinstance(request.recipe, str | Path) else request.recipe
-    model, processor, architecture = _open(request)
+    model, processor, architecture = _open(request.source)
     architecture.check(model)
     task = architecture.task
     recipe = load_recipe(task.default_recipe) if given is None else given
-    recipe = task.fit(recipe, model.config, request.data, request.samples, request.sequence_length, note)
+    recipe = task.fit(recipe, model.config, wanted.data, wanted.samples, wanted.sequence_length, note)
     _check_rules(model, recipe, architecture, note)
     rounding_method(recipe.rounding_method)  # an unknown one is reported now
     _check_matches_config(model, recipe, architecture)
     samples = task.draw(
-        request.data, processor, model.config, recipe, seed=request.seed, strict=request.strict, note=note
+        wanted.data, processor, model.config, recipe, seed=request.seed, strict=wanted.strict, note=note
     )
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], device)
@@ -107,9 +121,9 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
         values = tokens * model.config.hidden_size * len(architecture.block_list(model))
         compiled = device.type == "cpu" and values >= WORTH_COMPILING
     provenance = Provenance(
-        source=str(request.model) if isinstance(request.model, str | Path) else type(model).__name__,
+        source=str(request.source.model) if isinstance(request.source.model, str | Path) else type(model).__name__,
         model_sha256=check_and_digest(model),
-        data=str(request.data) if isinstance(request.data, str | Path) else task.samples_name,
+        data=str(wanted.data) if isinstance(wanted.data, str | Path) else task.samples_name,
         data_sha256=digest(samples),
         seed=request.seed,
         device=device.type,
@@ -122,12 +136,12 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
     )
 
 
-def _open(request: Request) -> tuple[Any, Any, Architecture]:
+def _open(source: Source) -> tuple[Any, Any, Architecture]:
     """Return the model, its processor and its architecture; an unknown architecture is reported before weights load."""
-    model, processor = request.model, request.processor
+    model, processor = source.model, source.processor
     if isinstance(model, str | Path):
         config = read_config(model)
-        architecture = architecture_for(config, request.architecture)
+        architecture = architecture_for(config, source.architecture)
         processor = processor or architecture.task.open_processor(model, config)
         return architecture.task.open_model(model), processor, architecture
     if not isinstance(model, PreTrainedModel):
@@ -135,7 +149,7 @@ def _open(request: Request) -> tuple[Any, Any, Architecture]:
             f"The model is a {type(model).__name__}; give the path or Hub name of a Hugging Face model, or a "
             "transformers model."
         )
-    return model, processor, architecture_for(model.config, request.architecture)
+    return model, processor, architecture_for(model.config, source.architecture)
 
 
 def _check_rules(model: Any, recipe: Recipe, architecture: Architecture, note: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
 from quept.calibration.forward import CompiledForward, EagerForward
-from quept.calibration.job import Job, Request, prepare
+from quept.calibration.job import DataRequest, Job, Request, Source, prepare
 from quept.calibration.measure import measure
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
@@ -34,11 +34,11 @@ from quept.calibration.stream import Stream, StreamStore
 from quept.calibration.tools import Tools
 from quept.calibration.workers import WorkerPool
 from quept.calibration.workspace import Workspace
+from quept.calibration.writer import ArtifactWriter
 from quept.config import Recipe
 from quept.devices import multiplies_bfloat16
 from quept.models import Architecture, BlockContext
-from quept.storage.artifact import shard_stem
-from quept.storage.manifest import BlockError, Manifest
+from quept.storage.manifest import BlockError
 
 TOKENS_PER_PASS = 4096  # tokens in one forward pass that needs no gradients
 DEFAULT_STREAM_MEMORY = 8 * 2**30
@@ -88,58 +88,47 @@ def calibrate(
     Raises `InvalidInput` for wrong settings or too little data, `CalibrationFailed` for non-finite weights or
     losses, `QueptError` when the disk refuses; none leaves a half-written output.
     """
-    progress = progress or Silent()
+    source = Source(model, tokenizer or image_processor, architecture)
+    wanted = DataRequest(data, samples, sequence_length, strict)
+    request = Request(source, wanted, recipe, seed, device, compiled)
+    return run(request, Path(output), resume, stream_memory, progress or Silent())
+
+
+def run(request: Request, output: Path, resume: bool, stream_memory: int, progress: Progress) -> Report:
+    """Fulfil a request; see `calibrate`."""
     clock = Clock(progress.stage)
     workspace = Workspace(output)
     workspace.check_free(resume=resume)
     with clock("opening"):
-        request = Request(
-            model=model,
-            processor=tokenizer or image_processor,
-            data=data,
-            recipe=recipe,
-            architecture=architecture,
-            samples=samples,
-            sequence_length=sequence_length,
-            seed=seed,
-            device=device,
-            compiled=compiled,
-            strict=strict,
-        )
         job = prepare(request, progress.note)
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
-        return Report(Path(output), manifest)
+        return Report(output, manifest)
     workspace.open(job.fingerprint)
     try:
         streams = StreamStore(stream_memory, workspace.folder, job.device)
-        run = _Run(job, workspace, streams, clock, progress)
+        blocks = _Run(job, workspace, streams, clock, progress)
         with clock("writing"):
-            run.write_surroundings()
-        block_errors = run.calibrate_blocks()
+            blocks.writer.write_surroundings()
+        errors = blocks.calibrate()
         with clock("writing"):
-            manifest = run.publish(block_errors)
+            manifest = blocks.writer.publish(errors)
     except BaseException:
         workspace.abandon_if_empty()
         raise
-    return Report(
-        Path(output),
-        manifest,
-        clock.seconds,
-        clock.total,
-        run.trained_tokens,
-        streams.in_memory + streams.in_files,
-    )
+    held = streams.in_memory + streams.in_files
+    return Report(output, manifest, clock.seconds, clock.total, blocks.trained_tokens, held)
 
 
 class _Run:
     """One pass over the blocks."""
 
     def __init__(self, job: Job, workspace: Workspace, streams: StreamStore, clock: Clock, progress: Progress) -> None:
-        self.job, self.recipe, self.workspace, self.progress = job, job.recipe, workspace, progress
+        self.job, self.recipe, self.progress = job, job.recipe, progress
         forward = CompiledForward(progress.note) if job.provenance.compiled else EagerForward()
         self.tools = Tools(streams, clock, forward, WorkerPool())
         self.outer = OuterLayers(job)
+        self.writer = ArtifactWriter(job, workspace, self.outer)
         self.settings = self.recipe.reconstruction
         if not multiplies_bfloat16(job.device):
             self.settings = self.settings.updated(bfloat16_bits=())
@@ -147,7 +136,7 @@ class _Run:
         self.tokens = 1  # of a sample, in front of the blocks
         self.trained_tokens = 0
 
-    def calibrate_blocks(self) -> list[BlockError]:
+    def calibrate(self) -> list[BlockError]:
         """Take all blocks in order; return the errors of each at each bit-width."""
         with self.tools.clock("capture"):
             stem = ModelStem(self.job.model, self.job.architecture, self.job.compute_dtype)
@@ -174,12 +163,11 @@ class _Run:
         self, index: int, block: CalibrationBlock, full_precision: Stream, quantized: list[Stream]
     ) -> tuple[Stream, list[BlockError]]:
         """Train one block, or read it back; return its full-precision outputs and its errors."""
-        part = shard_stem(index + 1, len(self.blocks))
         for transform in block.transforms:
             if not transform.observed_inputs(block.context):
                 block.fold(transform, {})
-        if self.workspace.has(part):
-            return self._read_block(index, part, block, full_precision)
+        if self.writer.has(index):
+            return self._read_block(index, block, full_precision)
         generator = self.job.generator(index, "reconstruction")
         targets = self._prepare(block, full_precision, generator)
         objective, reported = self._objectives(last=index + 1 == len(self.blocks))
@@ -196,7 +184,7 @@ class _Run:
         with self.tools.clock("measuring"):
             errors = measure(block, quantized, targets, reported, self.tools)
         with self.tools.clock("writing"):
-            self.workspace.write(part, block.tensors(), note=[error.model_dump() for error in errors])
+            self.writer.write(index, block, errors)
         return targets, errors
 
     def _prepare(self, block: CalibrationBlock, full_precision: Stream, generator: torch.Generator) -> Stream:
@@ -224,15 +212,15 @@ class _Run:
             )
 
     def _read_block(
-        self, index: int, part: str, block: CalibrationBlock, full_precision: Stream
+        self, index: int, block: CalibrationBlock, full_precision: Stream
     ) -> tuple[Stream, list[BlockError]]:
         """Read back a block that an interrupted run has finished."""
         with block.observed((), 1):  # with the same operations as when the block was trained
             targets = self._targets(block, full_precision)
-        tensors, note = self.workspace.read(part)
+        tensors, errors = self.writer.read(index)
         block.load_tensors(tensors)
         self.progress.step(index, count_steps(targets.samples, self.settings), float("nan"))
-        return targets, [BlockError.parse(error, origin=f"The note in {part}") for error in note]
+        return targets, errors
 
     def _objectives(self, last: bool) -> tuple[Objective, Objective]:
         """Return what a block's training lowers, and what is reported of it: that, without the labels."""
@@ -307,32 +295,4 @@ class _Run:
 
             self.outer.quantize(head.model, run)
         with self.tools.clock("writing"):
-            self._write_rest()
-
-    def write_surroundings(self) -> None:
-        """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
-        job, folder = self.job, self.workspace.folder
-        self._write_rest()
-        job.config.save_pretrained(folder)
-        if getattr(job.model, "generation_config", None) is not None:
-            # Not save_pretrained: it refuses settings that many published checkpoints have.
-            job.model.generation_config.to_json_file(folder / "generation_config.json")
-        if job.processor is not None:
-            job.architecture.task.save_processor(job.processor, folder)
-
-    def _write_rest(self) -> None:
-        self.workspace.write(shard_stem(0, len(self.blocks)), self.outer.tensors())
-
-    def publish(self, block_errors: list[BlockError]) -> Manifest:
-        """Write the manifest, and give the artifact its name."""
-        job = self.job
-        manifest = Manifest(
-            architecture=job.architecture.model_type,
-            dtype=job.stored_dtype,
-            recipe=self.recipe,
-            provenance=job.provenance,
-            block_errors=tuple(block_errors),
-            files=self.workspace.files(),
-        )
-        self.workspace.publish(manifest)
-        return manifest
+            self.writer.write_outer()
