@@ -22,7 +22,7 @@ from ideas import IDEAS
 from rich.console import Console
 
 import quept
-from quept.calibration.optimizer import TRAVEL
+from quept.calibration.methods.learned_rounding import TRAVEL
 from quept.calibration.reconstruct import count_steps
 from quept.config import Mixing, Recipe
 from quept.data import token_stream

@@ -34,6 +34,7 @@ from quept.evaluation import classifier, compare, perplexity
 from quept.files import read_json, replacing, write_json
 from quept.models import architecture_of
 from quept.models.checkpoint import open_tokenizer, read_config
+from quept.models.image_classification import IMAGES_PER_BATCH
 from quept.models.images import open_image_processor
 from quept.precision import at_precision, elastic_linears
 from quept.search.allocation import Allocation, Constraints, Problem
@@ -43,7 +44,7 @@ from quept.search.expansion import expand
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import divergence_of, measure
 from quept.search.table import Origin, SensitivityTable, model_digest, rank_correlation
-from quept.search.target import IMAGES_PER_BATCH, rows_of, search_target
+from quept.search.target import rows_of, search_target
 from quept.storage import DTYPES
 
 PLANS = ["sum", "pairs", "pairs, free", "refined"]
