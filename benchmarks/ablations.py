@@ -171,7 +171,7 @@ def measure(variant: Variant, base: Recipe, options: argparse.Namespace, tokens:
             evaluation = evaluate_precisions(model, tokens, recipe.bits, sequence_length=options.sequence_length)
     return {
         "full_precision": evaluation.full_precision,
-        "perplexity": {str(result.bits): result.perplexity for result in evaluation.results},
+        "perplexity": {result.precision: result.perplexity for result in evaluation.results},
         "seconds": report.total_seconds,
     }
 
