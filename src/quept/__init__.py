@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from quept.models import register_architecture
     from quept.precision import at_precision, precision_of, prefetch, set_precision
     from quept.recipes import load_recipe
-    from quept.search import allocate, measure_sensitivity
     from quept.storage import load, save
 
 _HOME = {
+    "commands": (
+        "PlanEvaluator",
+        "allocate",
+        "bench",
+        "demo",
+        "evaluate",
+        "generate",
+        "info",
+        "measure_sensitivity",
+        "plan_front",
+        "sensitivity",
+    ),
     "config": ("PrecisionPlan", "Recipe", "Precision"),
     "calibration": ("Progress", "Report", "calibrate"),
     "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
@@ -30,7 +41,6 @@ _HOME = {
     "models": ("register_architecture",),
     "precision": ("at_precision", "precision_of", "prefetch", "set_precision"),
     "recipes": ("load_recipe",),
-    "search": ("allocate", "measure_sensitivity"),
     "storage": ("load", "save"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -40,6 +50,7 @@ __all__ = [
     "CorruptArtifact",
     "InvalidInput",
     "KeyValueCache",
+    "PlanEvaluator",
     "Precision",
     "PrecisionPlan",
     "Progress",
@@ -48,16 +59,23 @@ __all__ = [
     "Report",
     "allocate",
     "at_precision",
+    "bench",
     "calibrate",
+    "demo",
+    "evaluate",
     "evaluate_precisions",
+    "generate",
+    "info",
     "load",
     "load_recipe",
     "measure_sensitivity",
     "perplexity",
+    "plan_front",
     "precision_of",
     "prefetch",
     "register_architecture",
     "save",
+    "sensitivity",
     "set_precision",
 ]
 

@@ -45,7 +45,7 @@ def test_evaluate_writes_the_documented_json(workplace, tmp_path):
 
 def test_a_plot_that_cannot_be_drawn_is_told_before_anything_is_measured(workplace, tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("quept.cli.evaluate.measure", lambda *args, **options: pytest.fail("measured"))
+    monkeypatch.setattr("quept.commands.evaluate", lambda *args, **options: pytest.fail("measured"))
     arguments = ("evaluate", workplace / "artifact", "--data", workplace / "text.txt")
     assert run(*arguments, "--plot", tmp_path / "plot.html") == 1
     assert "pip install 'quept[plots]'" in capfd.readouterr().err

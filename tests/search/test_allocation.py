@@ -11,8 +11,9 @@ from quept.errors import InvalidInput
 from quept.layers.size import packed_bytes
 from quept.precision import at_precision, elastic_linears, set_precision
 from quept.search import knapsack
-from quept.search.allocation import Constraints, Problem
+from quept.search.allocation import Problem
 from quept.search.budget import front, refined, smallest
+from quept.search.constraints import Constraints
 from quept.search.cost import Budget, Costs
 from quept.search.expansion import Expansion, expand
 from quept.search.sensitivity import divergence_of, measure
@@ -133,14 +134,14 @@ def test_layers_can_be_counted_alike(measured, costs):
             Constraints(),
             Budget(average_bits=2.0),
             "bytes",
-            "is too small: the smallest that the allowed widths can reach",
+            "is too small: the smallest that the allowed bit-widths can reach",
         ),
         (Constraints((4, 8)), Budget(average_bits=3.5, count="layers"), "layers", "can reach is 4."),
         (Constraints(), Budget(max_bytes=10), "bytes", "are not quantized"),
         (Constraints((3,)), Budget(average_bits=4), "bytes", r"3 bits are not in the calibrated set \[2, 4, 8\]"),
         (Constraints(fixed={"*.q_proj": 5}), Budget(average_bits=4), "bytes", "5 bits are not in the calibrated set"),
         (Constraints(fixed={"layers.9.*": 4}), Budget(average_bits=4), "bytes", "There is no linear 'layers.9"),
-        (Constraints(()), Budget(average_bits=4), "bytes", "No width is allowed"),
+        (Constraints(()), Budget(average_bits=4), "bytes", "No bit-width is allowed"),
     ],
 )
 def test_what_cannot_be_is_told(measured, costs, constraints, budget, count, told):
@@ -161,7 +162,7 @@ def test_the_smallest_budget_that_is_named_is_possible(measured, costs):
 def test_linears_that_must_agree_cannot_be_fixed_apart(measured, costs):
     model, _, table = measured
     fixed = {"*.q_proj": 4, "*.k_proj": 8}
-    with pytest.raises(InvalidInput, match=r"fixed at 4 and 8 bits but must have one width; .*--free"):
+    with pytest.raises(InvalidInput, match=r"fixed at 4 and 8 bits but must have the same; .*--free"):
         Problem(table, costs, Constraints(fixed=fixed, together=together(model)))
     assert Problem(table, costs, Constraints(fixed=fixed)).solve(Budget(average_bits=6))
 
@@ -172,7 +173,7 @@ def test_linears_that_must_agree_cannot_be_fixed_apart(measured, costs):
 def test_a_budget_is_one_thing(wrong):
     with pytest.raises(InvalidInput):
         Budget(**wrong)
-    with pytest.raises(InvalidInput, match="layers can be counted in an average width only"):
+    with pytest.raises(InvalidInput, match="layers can be counted in an average of bits only"):
         Budget(max_bytes=100, count="layers")
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: tables, JSON, error messages."""
+"""Tables, JSON and error messages, as all commands write them."""
 
 import json
 import math
@@ -6,9 +6,8 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,23 +15,6 @@ from rich.text import Text
 from quept.errors import InvalidInput, QueptError
 from quept.files import replacing
 
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the result as JSON ('-': standard output)."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table; errors are still reported.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")]
-ModelDtype = Annotated[
-    str,
-    typer.Option("--dtype", help="auto (float32 on a CPU, the checkpoint's elsewhere), float32, bfloat16 or float16."),
-]
-MemoryBudget = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Memory for packed weights: 2.5GB, 900MB. Those not used for longest go first. Default: two of 8 bits.",
-    ),
-]
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -43,25 +25,25 @@ class Interrupted(QueptError):
 
 
 def fail(message: str, code: int) -> int:
-    """Report a failure on standard error; returns the exit code."""
+    """Report a failure on standard error, and return the exit code."""
     text = Text.assemble(("error:", "bold red"), " ", clean(message))
     Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty()).print(text)
     return code
 
 
 def clean(text: str) -> str:
-    """Text from files and arguments, with anything that could steer a terminal taken out."""
+    """Return text from files and arguments without anything that could steer a terminal."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 def check_target(option: str, path: Path | None) -> None:
-    """`InvalidInput` unless a file could be written at `path`; asked before the work whose result goes there."""
+    """Raise `InvalidInput` unless a file could be written at `path`; called before the work whose result goes there."""
     if path is not None and str(path) != "-" and (not path.name or path.is_dir() or not path.parent.is_dir()):
         raise InvalidInput(f"{option} {str(path)!r} is not a file in an existing directory; choose another.")
 
 
 def check_plot(option: str, path: Path | None) -> None:
-    """`InvalidInput` unless a plot could be written at `path`; `QueptError` unless it can be drawn."""
+    """Raise `InvalidInput` unless a plot could be written at `path`, `QueptError` unless it can be drawn."""
     if path is not None and path.suffix not in (".png", ".html"):
         raise InvalidInput(f"The plot {path} must end in .png or .html.")
     check_target(option, path)
@@ -72,7 +54,7 @@ def check_plot(option: str, path: Path | None) -> None:
 
 
 def out(quiet: bool, json_file: Path | None = None) -> Console:
-    """The console for results; silent where JSON goes to standard output."""
+    """Return the console for results; it is silent where JSON goes to standard output."""
     return Console(quiet=quiet or str(json_file) == "-", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -99,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 def show_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A title and a table; the first column is left-aligned, the others right-aligned."""
+    """Print a title and a table; the first column is left-aligned, the others right-aligned."""
     result = Table()
     for position, column in enumerate(columns):
         result.add_column(column, justify="left" if position == 0 else "right")
@@ -110,7 +92,7 @@ def show_table(console: Console, title: str, columns: Sequence[str], rows: Seque
 
 
 def size(count: int) -> str:
-    """Bytes for people, in decimal units."""
+    """Return bytes for people, in decimal units."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -120,14 +102,16 @@ def size(count: int) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A perplexity for people."""
+    """Return a perplexity for people."""
     if value is None:
         return "-"
     return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
 
 
-def parse_size(text: str) -> int:
-    """Bytes from `2.5GB`, `900 MB` or a plain number; decimal units."""
+def parse_size(text: str | None) -> int | None:
+    """Return the bytes of `2.5GB`, `900 MB` or a plain number; decimal units."""
+    if text is None:
+        return None
     written = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper(), re.ASCII)
     if written is None or not float(written[1]):
         raise InvalidInput(f"The size {text!r} cannot be read; write bytes, or 900MB, or 2.5GB.")

@@ -19,6 +19,7 @@ from quept.config.reconstruction import Merging, Reconstruction
 from quept.config.rules import Rule, merged
 from quept.config.transforms import Reparameterization, Rotation, Smoothing
 from quept.config.weight import LARGEST_RANK, Adapter, Granularity, Store, WeightSpec
+from quept.errors import InvalidInput
 
 
 class Data(Value):
@@ -228,3 +229,35 @@ class Recipe(Value):
             merging=self.merging.updated(weights=()),
             activations=self.activations.updated(bits=wanted if self.activations.bits else ()),
         )
+
+    def adjusted(
+        self,
+        *,
+        bits: str | None = None,
+        activation_bits: str | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        group_size: int | None = None,
+        rank: int | None = None,
+    ) -> "Recipe":
+        """Return the recipe with the settings that are changed most often; None leaves one as it is.
+
+        `bits` and `activation_bits` are written as in `2-8` or `2,4,8`. Raises `InvalidInput` for what is not allowed.
+        """
+        changes: dict[str, Any] = {}
+        found = self if bits is None else self.with_bits(parse_bits(bits))
+        if activation_bits is not None:
+            if not found.activations.bits:
+                raise InvalidInput(
+                    f"The recipe {found.name} leaves activations at full precision, so --activation-bits has no "
+                    "meaning; choose a recipe such as weight-activation-best or vision-best."
+                )
+            changes["activations"] = found.activations.updated(bits=parse_bits(activation_bits))
+        training = {"epochs": epochs, "batch_size": batch_size}
+        if given := {name: value for name, value in training.items() if value is not None}:
+            changes["reconstruction"] = found.reconstruction.updated(**given)
+        if group_size is not None:
+            changes["granularity"] = found.granularity.updated(group_size=group_size)
+        if rank is not None:
+            changes["adapter"] = found.adapter.updated(rank=rank)
+        return found.updated(**changes) if changes else found

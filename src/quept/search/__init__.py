@@ -1,6 +1,5 @@
 """Mixed precision without retraining: sensitivities, allocation within a budget, and plans measured as they are."""
 
-from quept.search.planning import allocate, measure_sensitivity
 from quept.search.table import SensitivityTable
 
-__all__ = ["SensitivityTable", "allocate", "measure_sensitivity"]
+__all__ = ["SensitivityTable"]

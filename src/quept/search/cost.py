@@ -1,4 +1,4 @@
-"""What widths cost in bytes, and how much a plan may."""
+"""Costs of bit-widths in bytes, and budgets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ Count = Literal["bytes", "layers"]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model's linears occupy, by path: how many weights, and bits in storage by width.
+    """The storage of a model's linears, by path: how many weights, and bits in storage by bit-width.
 
     Bits in storage are codes, scales and zero points; see `quept.layers.size.linear_bits`. `outside` are the bytes of
-    what no plan changes, layers with one width included. `following` are attentions whose operands are rounded, with
-    the linears in them: they run at the widest of these, which takes no memory.
+    what no plan changes, layers with one bit-width included. `following` are attentions whose operands are rounded,
+    with the linears in them: they run at the most bits of these, which takes no memory.
     """
 
     weights: Mapping[str, int]
@@ -31,7 +31,7 @@ class Costs:
 
     @classmethod
     def of(cls, model: Any, stored: torch.dtype) -> "Costs":
-        """Those of a model, which needs no weights for it; `stored` is the checkpoint's dtype."""
+        """Return the costs of a model, which needs no weights for it; `stored` is the checkpoint's dtype."""
         every = elastic_linears(model)
         linears = {path: layer for path, layer in every.items() if not layer.spec.fixed}
         fixed = {path: layer for path, layer in every.items() if layer.spec.fixed}
@@ -46,31 +46,32 @@ class Costs:
             outside=unquantized_bytes(model, stored) + (aside + 7) // 8,
             only=only,
             following={
-                path: tuple(linear for linear in linears if linear.startswith(f"{path}."))
+                path: tuple(linear for linear in every if linear.startswith(f"{path}."))
                 for path in attention_operands(model)
             },
         )
 
-    def completed(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The widths of linears with those of all else that runs when they do."""
-        attentions = {path: max(widths[linear] for linear in inside) for path, inside in self.following.items()}
-        return {**widths, **self.only, **attentions}
+    def completed(self, bits: Mapping[str, int]) -> dict[str, int]:
+        """Return the bits of linears with a choice, and of all else that runs when they do."""
+        own = {**bits, **self.only}
+        attentions = {path: max(own[linear] for linear in inside) for path, inside in self.following.items() if inside}
+        return {**own, **attentions}
 
     def average_bits(self, bits: int) -> float:
-        """Bits in storage by the number of weights."""
+        """Return bits in storage divided by the number of weights."""
         return bits / sum(self.weights.values())
 
     def model_bytes(self, bits: int) -> int:
-        """Bytes of the whole model whose linears take so many bits."""
+        """Return the bytes of the whole model whose linears take so many bits."""
         return self.outside + (bits + 7) // 8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a plan may take: an average width, as `count` has it, or bytes of the whole model.
+    """The budget of a plan: average bits, as `count` has it, or bytes of the whole model.
 
     Counted in bytes, the average is bits in storage, scales and zero points included, over the weights; counted in
-    layers it is the paper's, the mean of the widths over the linears.
+    layers it is the paper's, the mean of the bits over the linears.
     """
 
     average_bits: float | None = None
@@ -79,8 +80,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.average_bits is None) == (self.max_bytes is None):
-            raise InvalidInput("A budget is an average width or a size: give one of the two.")
+            raise InvalidInput("A budget is an average of bits or a size: give one of the two.")
         if self.average_bits is not None and not 0 < self.average_bits <= FULL:
             raise InvalidInput(f"The average of {self.average_bits} bits is not possible; give more than 0, up to 16.")
         if self.max_bytes is not None and self.count == "layers":
-            raise InvalidInput("A size is in bytes; layers can be counted in an average width only.")
+            raise InvalidInput("A size is in bytes; layers can be counted in an average of bits only.")

@@ -16,15 +16,12 @@ depends on the order of additions.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quept.errors import InvalidInput
-
-Integers = NDArray[np.int64]
+from quept.search.relaxation import Integers, Item, Relaxation, bounds
 
 FIRST_PASS_STATES = 1 << 8
 GROWTH = 8  # of the states kept from pass to pass, until none that could matter is left out
@@ -87,15 +84,6 @@ def choose(items: Sequence[Sequence[Option]], budget: int) -> Choice:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """An item's options that no other beats, by rising cost and falling error, and where each stands in the list."""
-
-    costs: Integers
-    errors: Integers
-    positions: Integers
-
-
-@dataclass(frozen=True)
 class _States:
     """Choices for the items so far. `rank` is their order by positions; parents are states of the item before."""
 
@@ -112,7 +100,7 @@ class _States:
 
 @dataclass(frozen=True)
 class _Problem:
-    items: tuple[_Item, ...]
+    items: tuple[Item, ...]
     budget: int
 
     @classmethod
@@ -126,7 +114,7 @@ class _Problem:
             costs = np.array([option.cost for option in options], dtype=np.int64)
             errors = np.rint(np.array([option.error for option in options]) * factor).astype(np.int64)
             kept = _undominated(costs, errors, np.arange(len(options)))
-            made.append(_Item(costs[kept], errors[kept], kept))
+            made.append(Item(costs[kept], errors[kept], kept))
         return cls(tuple(made), budget), factor
 
     @property
@@ -135,9 +123,9 @@ class _Problem:
         return tuple(int(item.positions[0]) for item in self.items)
 
     @cached_property
-    def bound(self) -> "_Relaxation":
+    def bound(self) -> "Relaxation":
         """The linear relaxation of the whole."""
-        return _Relaxation.of(self.items, self.budget)
+        return Relaxation.of(self.items, self.budget)
 
     def error(self, positions: Sequence[int]) -> int:
         """The total error of a choice."""
@@ -175,7 +163,7 @@ class _Problem:
         items = []
         for item, dearer in zip(self.items, self.bound.dearer, strict=True):
             kept = self.bound.least + dearer <= known + SLACK
-            items.append(_Item(item.costs[kept], item.errors[kept], item.positions[kept]))
+            items.append(Item(item.costs[kept], item.errors[kept], item.positions[kept]))
         return _Problem(tuple(items), self.budget)
 
     def solve(self, known: int, limit: int) -> tuple[tuple[int, ...] | None, bool]:
@@ -187,7 +175,7 @@ class _Problem:
         zero = np.zeros(1, dtype=np.int64)
         states = _States(zero, zero, zero, zero, zero)
         steps, complete = [], True
-        for item, bound in zip(self.items, _bounds(self.items), strict=True):
+        for item, bound in zip(self.items, bounds(self.items), strict=True):
             states = _extended(states, item)
             states = states[states.costs <= self.budget - bound.least_cost]
             promise = bound.least_error(self.budget - states.costs) + states.errors
@@ -209,7 +197,7 @@ class _Problem:
         return tuple(reversed(positions)), complete
 
 
-def _extended(states: _States, item: _Item) -> _States:
+def _extended(states: _States, item: Item) -> _States:
     """Every state with every option of one more item: the states with the first option, then with the next, ..."""
     count, options = len(states.costs), len(item.costs)
     costs = (item.costs[:, None] + states.costs).ravel()
@@ -237,69 +225,3 @@ def _undominated(costs: Integers, errors: Integers, rank: Integers) -> Integers:
     first = rank == np.repeat(np.minimum.reduceat(rank, starts), np.diff(starts, append=len(order)))
     kept: Integers = order[first & np.repeat(last & lower, np.diff(starts, append=len(order)))]
     return kept
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """The linear relaxation of some items: the least error within a capacity, where options may be mixed."""
-
-    least_cost: int
-    spent: NDArray[np.float64]  # ascending, beyond the least cost
-    errors: NDArray[np.float64]  # at these
-
-    def least_error(self, capacity: Integers) -> NDArray[np.float64]:
-        """The least error at each capacity; they are at least `least_cost`."""
-        found: NDArray[np.float64] = np.interp((capacity - self.least_cost).astype(np.float64), self.spent, self.errors)
-        return found
-
-
-@dataclass(frozen=True)
-class _Relaxation:
-    """The linear relaxation of all items within a budget: the least error, and what each option adds to it at least."""
-
-    least: float
-    dearer: tuple[NDArray[np.float64], ...]
-
-    @classmethod
-    def of(cls, items: Sequence[_Item], budget: int) -> "_Relaxation":
-        """At the price of a unit of cost that the relaxation has, options are compared by error plus price x cost."""
-        costs, errors, _ = _steps(items)
-        room = budget - sum(int(item.costs[0]) for item in items)
-        last = int(np.searchsorted(np.cumsum(costs), room, side="left"))
-        price = -errors[last] / costs[last] if last < len(costs) else 0.0
-        priced = [item.errors + price * (item.costs - item.costs[0]) for item in items]
-        least = float(sum(each.min() for each in priced)) - price * room
-        return cls(least, tuple(each - each.min() for each in priced))
-
-
-def _steps(items: Sequence[_Item]) -> tuple[NDArray[np.float64], NDArray[np.float64], Integers]:
-    """Cost and change of error of the steps along all items' lower convex hulls, the steepest first, and whose."""
-    steps = [(cost, error, index) for index, item in enumerate(items) for cost, error in _hull(item)]
-    steps.sort(key=lambda step: step[1] / step[0])
-    costs, errors, owners = zip(*steps, strict=True) if steps else ((), (), ())
-    return np.array(costs, np.float64), np.array(errors, np.float64), np.array(owners, np.int64)
-
-
-def _bounds(items: Sequence[_Item]) -> list[_Bound]:
-    """For each item, the bound of those that follow."""
-    costs, errors, owners = _steps(items)
-    bounds, least_cost, start = [], 0, 0
-    for index in reversed(range(len(items))):
-        later = owners > index
-        spent = np.concatenate(([0.0], np.cumsum(costs[later])))
-        bounds.append(_Bound(least_cost, spent, start + np.concatenate(([0.0], np.cumsum(errors[later])))))
-        least_cost, start = least_cost + int(items[index].costs[0]), start + int(items[index].errors[0])
-    return bounds[::-1]
-
-
-def _hull(item: _Item) -> list[tuple[float, float]]:
-    """The lower convex hull of an item's options as steps of (more cost, less error), flattening."""
-    corners: list[tuple[int, int]] = []
-    for cost, error in zip(item.costs.tolist(), item.errors.tolist(), strict=True):
-        while len(corners) > 1:
-            (first, high), (second, low) = corners[-2:]
-            if (low - high) * (cost - first) < (error - high) * (second - first):
-                break  # in Python's integers, which do not overflow
-            corners.pop()
-        corners.append((cost, error))
-    return [(float(cost - before), float(error - above)) for (before, above), (cost, error) in pairwise(corners)]

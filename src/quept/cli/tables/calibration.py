@@ -1,0 +1,73 @@
+"""The table and the progress of `quept calibrate`."""
+
+from typing import Any
+
+from rich.console import Console
+
+from quept.calibration import Report
+from quept.cli.console import show_table
+from quept.cli.progress import Display
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the blocks' mean errors at each bit-width, rounded and calibrated."""
+    rows = []
+    for bits in report.manifest.recipe.bits:
+        errors = [error for error in report.manifest.block_errors if error.bits == bits]
+        rounding = sum(error.rounding for error in errors) / len(errors)
+        calibrated = sum(error.calibrated for error in errors) / len(errors)
+        ratio = calibrated / rounding if rounding else 1.0
+        rows.append((report.manifest.recipe.label(bits), f"{rounding:.4g}", f"{calibrated:.4g}", f"{ratio:.2f}"))
+    title = "Mean error of the blocks against full precision"
+    show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the report for `--json`."""
+    return {
+        "output": report.directory,
+        "total_seconds": report.total_seconds,
+        "seconds": report.seconds,
+        "trained_tokens": report.trained_tokens,
+        "stream_bytes": report.stream_bytes,
+        "manifest": report.manifest.model_dump(mode="json"),
+    }
+
+
+class CalibrationDisplay:
+    """Passes a calibration's progress on to a display, and keeps its notes."""
+
+    def __init__(self, shown: Display) -> None:
+        self.shown, self.notes = shown, list[str]()
+        self._blocks = self._steps = self._block = self._done = 0
+        self._stage = ""
+
+    def stage(self, name: str) -> None:
+        """Show the current stage; training changes between two with every step."""
+        name = "training" if name in ("forward and backward", "optimizer") else name
+        if name != self._stage:
+            self._stage = name
+            self._show("")
+
+    def start(self, blocks: int, steps: int) -> None:
+        """Take in the amount of work."""
+        self._blocks, self._steps = blocks, steps
+        self._show("")
+
+    def step(self, block: int, step: int, loss: float) -> None:
+        """Show one more step."""
+        self._done = block * self._steps + step
+        self._block = block  # until the next one's first step: what follows the last is still about this one
+        self._show("read back" if loss != loss else f"loss {loss:.4g}")
+
+    def note(self, text: str) -> None:
+        """Keep and show a note."""
+        self.notes.append(text)
+        self.shown.note(text)
+
+    def _show(self, detail: str) -> None:
+        if not self._blocks:
+            self.shown.show(self._stage)
+            return
+        label = f"block {self._block + 1}/{self._blocks}, {self._stage}"
+        self.shown.show(label, self._done, self._blocks * self._steps, detail)
