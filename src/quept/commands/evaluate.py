@@ -81,6 +81,7 @@ def _check_options(opened: Opened, options: DataOptions, original: str | Path | 
         sequence_length=options.sequence_length,
         stride=options.stride,
         max_tokens=options.max_tokens,
+        max_images=options.max_images,
     )
 
 

@@ -30,6 +30,7 @@ class TextGeneration(Task):
     metric = PerplexityJudge.metric
     per_token = True
     keeps_keys_values = True
+    foreign_options = ("max_images",)
 
     def open_processor(self, source: str | Path, config: Any) -> Any:
         """Return the tokenizer."""
