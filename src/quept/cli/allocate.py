@@ -57,7 +57,13 @@ def allocate(
     from quept.evaluation.judges import DataOptions
 
     chosen = None if bits is None else parse_bits(bits)
-    rules = {"count": count, "bits": chosen, "fixed": _fixed(fix or ()), "free": free, "pairs": not additive}
+    rules: dict[str, Any] = {
+        "count": count,
+        "bits": chosen,
+        "fixed": _fixed(fix or ()),
+        "free": free,
+        "pairs": not additive,
+    }
     amount = DataOptions(sequence_length, max_tokens=max_tokens, max_images=max_images)
     how: dict[str, Any] = {"samples": samples, "options": amount, "device": device, "dtype": dtype}
     found: FoundPlan | PlanFront

@@ -11,24 +11,29 @@ RangeInit = Literal["min-max", "percentile", "search"]
 
 
 class Activations(Value):
-    """Which widths activations can be rounded to, and on which ranges; none means weight-only.
-
-    With the range of a `"token"` the linears' inputs are rounded symmetrically on a range that is measured anew for
-    every token and clipped to a share that is learned per width; `group_size` inputs of a token share a range, or all
-    of them where it is None. With that of a `"tensor"` they are rounded asymmetrically on a range that is learned per
-    width and stays, and where `products` is set, so are both operands of attention's two products; `range_init` says
-    where such ranges begin (RepQ-ViT: the best of a few percentiles). Attention's probabilities may have a logarithmic
-    grid instead of a uniform one, where `softmax` says so (AdaLog).
-    """
+    """Bit-widths and ranges of activations."""
 
     former_names: ClassVar = {"start": "range_init"}
 
     bits: tuple[Bits, ...] = ()
+    """Bit-widths of the linears' inputs; empty: weights alone are quantized."""
+
     range: Literal["token", "tensor"] = "token"
+    """`token`: symmetric, on a range that is measured for every token and clipped to a learned ratio. `tensor`:
+    asymmetric, on a range that is learned for each bit-width and stays."""
+
     group_size: Annotated[int, Field(ge=1)] | None = None
+    """Channels of a token that share a range, with `range = "token"`; None: all."""
+
     products: bool = False
+    """Round both operands of attention's two products as well, with `range = "tensor"`."""
+
     range_init: RangeInit = "percentile"
+    """Where ranges of tensors start: `min-max`, the best of a few `percentile`s (RepQ-ViT), or a `search` for the least
+    error."""
+
     softmax: Literal["uniform", "log"] = "uniform"
+    """Grid of attention's probabilities: `uniform`, or `log` with levels close together near zero (AdaLog)."""
 
     @field_validator("bits", mode="before")
     @classmethod
@@ -46,9 +51,10 @@ class Activations(Value):
         return self
 
     def bits_for(self, weight_bits: int | None) -> int | None:
-        """The width that activations have where only the weights' width is named.
+        """Return the bits of activations where only those of the weights are named.
 
-        The same, or the highest where that is none of theirs: weights of so few bits are not for faster products.
+        They are the same, or the highest where that is none of theirs: weights of so few bits are not for faster
+        products.
         """
         if weight_bits is None or not self.bits:
             return None

@@ -23,35 +23,68 @@ from quept.errors import InvalidInput
 
 
 class Data(Value):
-    """How much calibration text: `samples` windows of `sequence_length` tokens."""
+    """The amount of calibration data."""
 
     samples: Annotated[int, Field(ge=1)] = 128
+    """Windows of text, or images. Source: paper, implementation details."""
+
     sequence_length: Annotated[int, Field(ge=2)] = 2048
+    """Tokens per window of text; the model's limit where that is lower."""
 
 
 class Recipe(Value):
-    """Everything that a calibration does, as read from a recipe file.
-
-    `outer_bits` is the width of the layers in front of the blocks and behind them (patch embedding and classifier of a
-    vision transformer, head of a language model); None leaves them as they are.
-    """
+    """All settings of a calibration, as read from a recipe file."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the recipe, kept in the artifact."""
+
     groups: BitGroups
+    """Partition of the bit set into groups, high to low, in a file `bits = "2-8"` and `groups = [[7, 8], ...]`; without
+    groups, the paper's: the lowest bit-width alone, the others in pairs. Each step of training draws one bit-width from
+    each group. Source: paper, multi-tier sampling; supplement, table 3."""
+
     granularity: Granularity = Granularity()
+    """See below."""
+
     adapter: Adapter = Adapter()
+    """See below."""
+
     learned_rounding: tuple[Bits, ...] = ()
+    """Bit-widths whose rounding is learned and kept as one bit per weight, after SignRound (arXiv 2309.05516)."""
+
     rounding_method: Annotated[str, Field(min_length=1)] = "offsets"
+    """The method that learns it: `offsets`, or one that was registered; see `register_rounding_method`."""
+
     store: Store = Store()
+    """See below."""
+
     reconstruction: Reconstruction = Reconstruction()
+    """See below."""
+
     merging: Merging = Merging()
+    """See below."""
+
     smoothing: Smoothing = Smoothing()
+    """See below."""
+
     rotation: Rotation = Rotation()
+    """See below."""
+
     reparameterization: Reparameterization = Reparameterization()
+    """See below."""
+
     activations: Activations = Activations()
+    """See below."""
+
     outer_bits: Bits | None = None
+    """Bit-width of the layers in front of the blocks and behind them (patch embedding and classifier of a vision
+    transformer, head of a language model); None leaves them at full precision."""
+
     rules: tuple[Rule, ...] = ()
+    """Settings of single layers, see below."""
+
     data: Data = Data()
+    """See below."""
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +113,7 @@ class Recipe(Value):
         if self.merging.strategy == "single-width" and self.merging.single_width not in self.groups.bits:
             raise ValueError(
                 f"merging.single_width is {self.merging.single_width}; the strategy 'single-width' "
-                f"needs one of the widths {list(self.groups.bits)}"
+                f"needs one of the bit-widths {list(self.groups.bits)}"
             )
         if self.learned_rounding and self.adapter.kind != "none" and self.adapter.entry != "weight":
             raise ValueError(
@@ -89,8 +122,8 @@ class Recipe(Value):
             )
         if self.store.master_bits in (*self.learned_rounding, *self.adapter.bits):
             raise ValueError(
-                f"at {self.store.master_bits} bits the store's master is used as it is; leave that width out of "
-                "learned_rounding and adapter.bits"
+                f"at {self.store.master_bits} bits the store's master is used as it is; leave that bit-width "
+                "out of learned_rounding and adapter.bits"
             )
         if self.store.master_bits and self.adapter.total_rank(self.groups) > LARGEST_RANK:
             raise ValueError(f"with store.master_bits the ranks of all groups may sum to {LARGEST_RANK} at most")
@@ -131,7 +164,7 @@ class Recipe(Value):
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """All widths, ascending."""
+        """All bit-widths, ascending."""
         return self.groups.bits
 
     @cached_property
@@ -175,7 +208,7 @@ class Recipe(Value):
 
     @property
     def trained_groups(self) -> tuple[tuple[int, ...], ...]:
-        """The bit groups, high to low, without the width that has nothing to train: that of a stored master."""
+        """The bit groups, high to low, without the bit-width that has nothing to train: that of a stored master."""
         if self.activations.bits:
             return self.groups.groups
         return tuple(self.store.without_master(group) for group in self.groups.groups)
@@ -195,31 +228,31 @@ class Recipe(Value):
 
     @property
     def outer_activations(self) -> Activations:
-        """How the inputs of layers outside the blocks are rounded: as those of other linears, at `outer_bits`."""
+        """The settings of the inputs of layers outside the blocks: those of other linears, at `outer_bits`."""
         bits = (self.outer_bits,) if self.outer_bits is not None and self.activations.bits else ()
         return self.activations.updated(bits=bits)
 
     def label(self, bits: int) -> str:
-        """What a width of weights stands for: `4`, or `w4a4` where activations are rounded beside it."""
+        """Return the precision that bits of weights stand for: `4`, or `w4a4` where activations are rounded too."""
         beside = self.activations.bits_for(bits)
         return str(bits) if beside is None else f"w{bits}a{beside}"
 
     def with_bits(self, bits: Iterable[int]) -> "Recipe":
-        """The same recipe for another bit set.
+        """Return the recipe for another bit set.
 
         Bit-widths that go leave their group; one that comes forms a group of its own. What is set per group keeps
-        to the groups that stay: cadences do, unless nothing would train; merging weights must sum to one and are
-        dropped. Where activations have widths, they get the same ones.
+        to the groups that stay: `train_every` does, unless nothing would train; merging weights must sum to one and are
+        dropped. Where activations have bit-widths, they get the same ones.
         """
         wanted = tuple(sorted(set(bits)))
         if wanted == self.bits:
             return self
         train_every = self.reconstruction.train_every or (1,) * len(self.groups)
         kept = [
-            (tuple(width for width in group if width in wanted), every)
+            (tuple(each for each in group if each in wanted), every)
             for group, every in zip(self.groups.groups, train_every, strict=True)
         ]
-        new = [((width,), 1) for width in wanted if width not in self.bits]
+        new = [((each,), 1) for each in wanted if each not in self.bits]
         chosen = sorted(((group, every) for group, every in kept + new if group), reverse=True)
         fastest = min((every for _, every in chosen if every), default=0)
         rescaled = tuple(every // fastest for _, every in chosen) if fastest else ()

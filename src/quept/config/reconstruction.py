@@ -13,64 +13,55 @@ LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Merging(Value):
-    """MB-ToMe: how the quantized stream for the next block is built from one output per bit group.
-
-    `kept` is the share of tokens that take the highest group's output as it is. `weights`, high to low, mix the
-    others; empty means the paper's: 0.3, 0.3, 0.4 for three groups, equal parts for any other number.
-    `single_width` is read by the strategy of that name alone.
-    """
+    """MB-ToMe: the quantized stream for the next block, made of one output per bit group."""
 
     strategy: MergingStrategy = "selective"
+    """`selective`, the paper's: tokens on which the highest and the lowest group agree keep the highest group's output,
+    all others are mixed; `uniform` mixes all tokens; `random` takes each token from one group; `single-width` takes the
+    output at one bit-width; `per-group` keeps a stream for each bit group. Source: paper, MB-ToMe."""
+
     kept: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of tokens that `selective` leaves as the highest group has them. Source: paper, 50 %."""
+
     weights: tuple[float, ...] = ()
+    """Weights of the groups in a mixed token, high to low, summing to one; empty: 0.3, 0.3, 0.4 for three groups
+    (source: paper), equal parts for any other number."""
+
     single_width: int | None = None
+    """The bit-width of the strategy `single-width`."""
 
     def weights_for(self, groups: int) -> tuple[float, ...]:
-        """One weight per group, high to low, summing to one."""
+        """Return one weight per group, high to low, summing to one."""
         if self.weights:
             return self.weights
         return (0.3, 0.3, 0.4) if groups == 3 else (1 / groups,) * groups
 
 
 class Mixing(Value):
-    """Training linears beside others at the next higher width, as plans that mix widths run them.
+    """Training linears beside others at the next higher bit-width, as plans that mix bit-widths run them.
 
-    At the widths in `bits`, in training and when their stream moves on, linears that read one tensor take the next
-    higher width instead with the chance `probability`, and learn at that one if it trains: neither is to lean on the
-    others being at its own. Blocks before the depth `start`, a share of all, stay as they are: what comes after them
-    makes up for their errors, so that plans have little to gain there.
+    Linears that read one tensor move together, and learn at the higher bit-width if it trains.
     """
 
     former_names: ClassVar = {"share": "probability"}
 
     bits: tuple[Bits, ...] = ()
+    """Bit-widths at which linears may move up, in training and when their stream moves on; empty: none."""
+
     probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which they do."""
+
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Depth from which blocks take part, as a share of all: what follows the first blocks makes up for their errors, so
+    that plans have little to gain there."""
 
     def chance(self, bits: int, block: int, blocks: int) -> float:
-        """With which chance linears of block number `block` of `blocks` that are to run at a width move up from it."""
+        """Return the probability with which linears at `bits` in block number `block` of `blocks` move up."""
         return self.probability if bits in self.bits and block >= self.start * blocks else 0.0
 
 
 class Reconstruction(Value):
-    """Block-wise reconstruction: loss, schedule and learning rates (paper, implementation details).
-
-    `normalized` divides each width's loss by its value at the start, so that no group outweighs another.
-    `train_every`, one number per bit group from high to low, lets a group take part in every n-th step only, or with 0
-    in none, which leaves its ranges whole; empty means in all. At the widths in `bfloat16_bits` the linears multiply in
-    bfloat16 while they train, and when their stream moves on.
-
-    Rounding offsets move along their normalised gradient, with steps that fall linearly to zero. Their rate is the
-    first step's length, in quantization steps; "auto" is 1.5 over the number of steps that a width takes part in, but
-    at most 1/50.
-    `clip_init` is the logit of the share of the range that is kept at the start, or `"search"`: the share that
-    rounds with the least output error, found per group of inputs. `activation_learning_rate` is that of the shares
-    which activations' ranges are clipped to; they start in the same way.
-
-    With no `epochs` nothing is trained: weights and activations are rounded on the ranges that they start with.
-    `last_block_loss = "kl"` trains the last block on the model's predictions instead of its hidden states; of the
-    probability that it is to predict, `label_weight` goes to the token that follows in the calibration text.
-    """
+    """Block-wise reconstruction: loss, schedule and learning rates; defaults are the paper's."""
 
     former_names: ClassVar = {
         "cadence": "train_every",
@@ -79,20 +70,54 @@ class Reconstruction(Value):
     }
 
     loss: Loss = "mae"
+    """Error of a block's output: mean absolute (`mae`) or mean squared (`mse`)."""
+
     last_block_loss: Literal["kl"] | None = None
+    """`kl` trains the last block on the KL divergence of the model's predictions instead of on its hidden states."""
+
     label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the predicted probability that goes to the token that follows in the calibration text; needs
+    `last_block_loss = "kl"`."""
+
     epochs: Annotated[int, Field(ge=0)] = 15
+    """Passes over the samples per block; 0 trains nothing: all is rounded on the ranges at the start."""
+
     batch_size: Annotated[int, Field(ge=1)] = 2
+    """Samples per optimizer step."""
+
     normalized: bool = False
+    """Divide the loss at each bit-width by its value at the start, so that no group outweighs another."""
+
     train_every: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """One number per bit group, high to low: it takes part in every n-th step, or with 0 in none, which leaves its
+    ranges whole; empty: every group in every step."""
+
     bfloat16_bits: tuple[Bits, ...] = ()
+    """Bit-widths at which linears multiply in bfloat16 while they train and when their stream moves on, where the
+    device has instructions for it."""
+
     mixing: Mixing = Mixing()
+    """See below."""
+
     adapter_learning_rate: LearningRate = 7e-4
+    """Learning rate of adapters."""
+
     clip_init: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
+    """Logit of the clip ratios at the start, or `search`: the ratios that round with the least output error, found for
+    each group of inputs."""
+
     clipping_learning_rate: LearningRate = 2e-2
+    """Learning rate of the weights' clip ratios."""
+
     activation_learning_rate: LearningRate = 1e-2
+    """Learning rate of the activations' ranges."""
+
     rounding_learning_rate: LearningRate | Literal["auto"] = "auto"
+    """First step of learned rounding, in quantization steps; steps fall linearly to zero. `auto`: 1.5 over the number
+    of steps that a bit-width takes part in, at most 1/50."""
+
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Learning rates at the end, relative to the start; they fall along a cosine."""
 
     @model_validator(mode="after")
     def _mixes_predictions(self) -> Self:
@@ -104,6 +129,6 @@ class Reconstruction(Value):
         return self
 
     def takes_part(self, group: int, step: int) -> bool:
-        """Whether group number `group` (0 is the highest) trains in this step."""
+        """Return whether group number `group` (0 is the highest) trains in this step."""
         every = self.train_every[group] if self.train_every else 1
         return every > 0 and step % every == 0

@@ -15,20 +15,22 @@ class Rule(Value):
     In the pattern `*` stands for anything, `?` for one character, `[12]` for one of these. Rules are read in order:
     where several name a linear, each setting is that of the last one that has it. They hold for linears in the blocks,
     and for layers outside them that `outer_bits` quantizes.
-
-    Attributes:
-        match: the pattern.
-        ignore: leave the linears at full precision, whatever the model runs at.
-        bits: the one bit-width of their weights, whatever bits the model runs at, but at full precision.
-        group_size: inputs that share a scale, at the bit-widths in `granularity.grouped_bits`.
-        learned_rounding: bit-widths whose rounding is learned; `[]` learns none. Layers outside the blocks never do.
     """
 
     match: Annotated[str, Field(min_length=1)]
+    """Pattern of module paths."""
+
     ignore: bool = False
+    """Leave the linears at full precision, whatever the model runs at."""
+
     bits: Bits | None = None
+    """The one bit-width of their weights, whatever bits the model runs at, but at full precision."""
+
     group_size: Annotated[int, Field(ge=1)] | None = None
+    """Inputs that share a scale, at the bit-widths in `granularity.grouped_bits`."""
+
     learned_rounding: tuple[Bits, ...] | None = None
+    """Bit-widths whose rounding is learned; `[]` learns none. Layers outside the blocks never do."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:

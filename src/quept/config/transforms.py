@@ -9,31 +9,37 @@ from quept.config.bits import Bits
 
 
 class Smoothing(Value):
-    """AWQ-style smoothing: a grid of exponents, searched for the least output error at `bits`."""
+    """AWQ-style smoothing: scales per channel that lower the rounding error, folded into the weights."""
 
     enabled: bool = True
+    """Whether to smooth."""
+
     bits: tuple[Bits, ...] = (2, 3, 4)
+    """Bit-widths whose summed error the search lowers; those not calibrated are passed over."""
+
     grid: Annotated[int, Field(ge=1, le=200)] = 20
+    """Number of exponents tried. Source: AWQ (arXiv 2306.00978), eq. 5."""
+
     tokens: Annotated[int, Field(ge=1)] = 512
+    """Input rows that the search sees."""
 
 
 class Rotation(Value):
-    """QuaRot: Hadamard rotations that spread outliers over all channels, folded into weights where that is possible.
-
-    Each head's values are rotated in the weights. With `across_heads` attention's outputs are rotated over all heads as
-    well, as the model runs.
-    """
+    """QuaRot: Hadamard rotations that spread outliers over all channels, folded into weights where that is possible."""
 
     enabled: bool = False
+    """Whether to rotate. Source: QuaRot (arXiv 2404.00456)."""
+
     across_heads: bool = False
+    """Also rotate attention's outputs over all heads, as the model runs; each head's values are rotated in any case."""
 
 
 class Reparameterization(Value):
-    """RepQ-ViT: channels behind a norm get one range in common, folded into the norm and the linears that read it.
-
-    `strength` is how far they go towards it, 1 for all the way; "search" takes for each norm what rounds with the least
-    output error over all widths, since what makes activations alike makes the weights that meet them unlike.
-    """
+    """RepQ-ViT: one range for all channels behind a norm, folded into the norm and the linears that read it."""
 
     enabled: bool = False
+    """Whether to reparameterize. Source: RepQ-ViT (arXiv 2212.08254)."""
+
     strength: Annotated[float, Field(gt=0, le=1)] | Literal["search"] = 1.0
+    """How far channels move towards the common range, 1 for all the way; `search` takes for each norm the strength with
+    the least output error over all bit-widths, since equal activations make weights unequal."""

@@ -1,4 +1,4 @@
-"""What settings say of weights: scales, adapters, and what is kept of a linear."""
+"""Settings of weights: scales, adapters, storage, and all of them for one linear."""
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, Self
@@ -15,54 +15,65 @@ LARGEST_RANK = 1024  # of factors in 8 bits: up to it, sums of their products ar
 
 
 class Granularity(Value):
-    """How many inputs share a scale: groups of `group_size` at the widths in `grouped_bits`, rows elsewhere.
-
-    At the widths in `symmetric_bits` the zero point is always the middle code, for which integer products need no
-    correction.
-    """
+    """Number of inputs that share a scale: groups at some bit-widths, whole rows at the others."""
 
     group_size: Annotated[int, Field(ge=1)] = 128
+    """Inputs that share a scale at the bit-widths in `grouped_bits`. Source: the paper's experiments, groups of 128."""
+
     grouped_bits: tuple[Bits, ...] = (2,)
+    """Bit-widths whose scales are of groups; all others have one scale per output channel."""
+
     symmetric_bits: tuple[Bits, ...] = ()
+    """Bit-widths whose zero point is always the middle code, for which integer products need no correction."""
 
     def inputs_per_scale(self, bits: int, in_features: int) -> int:
-        """Inputs under one scale at this width; never more than the row has."""
+        """Return the inputs under one scale at `bits`; never more than the row has."""
         return min(self.group_size, in_features) if bits in self.grouped_bits else in_features
 
 
 class Store(Value):
-    """What an artifact keeps of each linear: all in floats where `master_bits` is None, else all in 8 bits.
-
-    The master weight then has a scale for every `group_size` inputs of a row (None: one for the row). The shares that
-    ranges are clipped to take `clip_ratio_bits` each at widths with groups, and 8 where there is one range per row. The
-    width `master_bits` is the master itself: it has no range, no adapter and no plane. See docs/artifact.md.
-    """
+    """The form in which an artifact keeps each linear; see docs/artifact.md."""
 
     former_names: ClassVar = {"share_bits": "clip_ratio_bits"}
 
     master_bits: Literal[8] | None = None
-    group_size: Annotated[int, Field(ge=1)] | None = None
-    clip_ratio_bits: Literal[4, 8] = 8
+    """8 keeps master, adapters and clip ratios in 8 bits, and 8 bits are then the master itself: no range, no adapter,
+    no rounding mask. None keeps the master in the checkpoint's dtype and the rest in floats, as the paper does."""
 
-    def without_master(self, widths: Iterable[int]) -> tuple[int, ...]:
-        """Those of some widths that are rounded from the master."""
-        return tuple(bits for bits in widths if bits != self.master_bits)
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    """Inputs of a row that share a scale of the 8-bit master; None: the whole row."""
+
+    clip_ratio_bits: Literal[4, 8] = 8
+    """Bits of each stored clip ratio at bit-widths with groups; rows always have 8."""
+
+    def without_master(self, bits: Iterable[int]) -> tuple[int, ...]:
+        """Return those of some bit-widths that are rounded from the master."""
+        return tuple(each for each in bits if each != self.master_bits)
 
 
 class Adapter(Value):
-    """MB-CLoRA: which low-rank slice each bit group uses, and where it enters (supplement, tables 1 and 4).
+    """MB-CLoRA: the low-rank slice that each bit group uses, and where it enters.
 
-    `rank` is the rank that each group adds. All kinds own the same `B: (out, R)` and `A: (R, in)`, with `R` the
-    rank times the number of groups; they differ only in the slice that a group reads. `isolated` stops the gradient
-    of a cascade's lower group at the slices it shares with higher ones, so that low widths cannot disturb high ones.
-    `bits` are the widths that have an adapter; empty means all.
+    All kinds own the same `B: (out, R)` and `A: (R, in)`, with `R` the rank times the number of groups.
     """
 
     kind: AdapterKind = "cascade"
+    """Slice of `B A` that a bit group reads: `cascade`, its own and those of all higher groups; `independent`, its own;
+    `shared`, all; `none`, no adapters. Source: paper, MB-CLoRA."""
+
     entry: AdapterEntry = "weight"
+    """Where the product enters: `weight`, `Q(W + B A)`; `scale`, an offset in steps (LR-QAT); `rounding`, the choice of
+    the neighbouring code (CBQ). Source: supplement, table 1."""
+
     rank: Annotated[int, Field(ge=1)] = 16
+    """Rank that each bit group adds. Source: the paper's tables; supplement, table 4, has others."""
+
     isolated: bool = False
+    """Stop the gradient of a cascade's lower group at the slices of higher ones, so that low bits cannot disturb high
+    ones."""
+
     bits: tuple[Bits, ...] = ()
+    """Bit-widths that have an adapter; empty: all."""
 
     @model_validator(mode="after")
     def _isolates_a_cascade(self) -> Self:
@@ -71,11 +82,11 @@ class Adapter(Value):
         return self
 
     def total_rank(self, groups: BitGroups) -> int:
-        """Columns of `B` and rows of `A`."""
+        """Return the number of columns of `B` and rows of `A`."""
         return self.rank * len(self._adapted(groups))
 
     def columns(self, bits: int, groups: BitGroups) -> slice:
-        """The columns of `B` and rows of `A` that a width uses; none where it has no adapter."""
+        """Return the columns of `B` and rows of `A` that a bit-width uses; none where it has no adapter."""
         adapted = self._adapted(groups)
         group = groups.groups[groups.index(bits)]
         if group not in adapted or (self.bits and bits not in self.bits):
@@ -90,16 +101,16 @@ class Adapter(Value):
                 return slice(0, last)
 
     def _adapted(self, groups: BitGroups) -> list[tuple[int, ...]]:
-        """The groups that have an adapter, high to low."""
+        """Return the groups that have an adapter, high to low."""
         if self.kind == "none":
             return []
         return [group for group in groups.groups if not self.bits or set(self.bits) & set(group)]
 
 
 class WeightSpec(Value):
-    """All that one elastic linear layer must know: widths, granularity and adapter.
+    """The settings of one elastic linear.
 
-    One that is `fixed` has a single width, at which it runs whenever the model runs at any. `scaled` says whether
+    One that is `fixed` has a single bit-width, at which it runs whenever the model runs at any. `scaled` says whether
     transforms multiply its columns.
     """
 
@@ -121,11 +132,11 @@ class WeightSpec(Value):
         return bool(self.adapter.columns(bits, self.groups).stop > 0)
 
     def clip_ratio_bits(self, bits: int, in_features: int) -> int:
-        """Bits in which the share of one end of a range is stored at this width."""
+        """Return the bits in which a clip ratio is stored at `bits`."""
         return self.store.clip_ratio_bits if self.inputs_per_scale(bits, in_features) < in_features else 8
 
     def inputs_per_scale(self, bits: int, in_features: int) -> int:
-        """Inputs under one scale at this width, which may be the master's; never more than the row has."""
+        """Return the inputs under one scale at `bits`, which may be the master's; never more than the row has."""
         if bits == self.store.master_bits:
             return min(self.store.group_size or in_features, in_features)
         return self.granularity.inputs_per_scale(bits, in_features)
