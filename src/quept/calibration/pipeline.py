@@ -75,8 +75,10 @@ def calibrate(
         recipe: a shipped recipe's name, a TOML file, or a `Recipe`; None is `best`, for images `vision-best`.
         architecture: the model's family; None takes the one that is registered for its `model_type`. To load the
             artifact the architecture has to be registered.
-        tokenizer, image_processor: what prepares the data, where `model` is not a path.
-        samples, sequence_length: how much data, instead of the recipe's; `sequence_length` in tokens.
+        tokenizer: the tokenizer, where `model` is not a path.
+        image_processor: the image processor, where `model` is not a path.
+        samples: number of windows or images, instead of the recipe's.
+        sequence_length: tokens per window, instead of the recipe's.
         seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
         device: `auto`, `cpu` or `cuda`.
         compiled: whether training runs through `torch.compile`; None decides by the amount of work, on a CPU.

@@ -42,7 +42,8 @@ def sensitivity(
         output: the JSON file; an interrupted measurement goes on from `<output>.partial`.
         metric: `kl` runs the model for every linear and bit-width, `gradient` estimates from one backward pass.
         kv_bits: bit-widths of keys and values to measure too, as in `2-8`.
-        samples, sequence_length: amount of data; None is the task's default, and as calibrated.
+        samples: windows or images; None is the task's default.
+        sequence_length: tokens per window; None is as calibrated.
         seed: of the choice of samples.
         device: `auto`, `cpu` or `cuda`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.

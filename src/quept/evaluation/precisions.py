@@ -83,7 +83,8 @@ def evaluate_precisions(
         tokens: the stream to predict, `(tokens,)`.
         precisions: the precisions to measure; parts that one does not name run at full precision.
         plans: plans to measure as well, by name.
-        sequence_length, stride: of the windows, see `perplexity`.
+        sequence_length: tokens per window.
+        stride: tokens between the starts of windows, see `perplexity`.
         calibrated: False leaves out the calibrated bit-widths, for a model that was not calibrated.
         baseline: True adds plain rounding to nearest at the same granularity.
         original: the model before calibration; adds the KL divergence of all predictions from its own.
