@@ -7,7 +7,7 @@ BUILT := pyproject.toml $(wildcard requirements/*.txt native/*.cpp native/*.h na
 LOCKED := --constraint requirements/locked.txt --build-constraint requirements/build.txt
 WORKERS ?= 2
 
-.PHONY: demo test check sanitize lock latest lowest clean
+.PHONY: demo test check docs sanitize lock latest lowest clean
 
 # Installs quept and runs its main job on the built-in model.
 demo: $(VENV)/.demo
@@ -17,11 +17,16 @@ demo: $(VENV)/.demo
 test: check
 	$(BIN)/pytest -n $(WORKERS)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation, into build/site; its generated pages must agree with the code.
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The kernels' tests with every access to memory checked.
 sanitize: $(VENV)/.dev

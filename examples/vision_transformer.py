@@ -2,8 +2,8 @@
 
     python examples/vision_transformer.py
 
-The built-in model classifies handwritten digits. Images may be a folder of class folders, a .npz, .parquet or .tar file,
-or a data set of the Hub.
+The built-in model classifies handwritten digits. Images may be a folder of class folders, a .npz, .parquet or .tar
+file, or a data set of the Hub.
 """
 
 import tempfile

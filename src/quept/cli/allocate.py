@@ -56,14 +56,8 @@ def allocate(
     from quept.config import parse_bits
     from quept.evaluation.judges import DataOptions
 
-    chosen = None if bits is None else parse_bits(bits)
-    rules: dict[str, Any] = {
-        "count": count,
-        "bits": chosen,
-        "fixed": _fixed(fix or ()),
-        "free": free,
-        "pairs": not additive,
-    }
+    rules: dict[str, Any] = {"count": count, "fixed": _fixed(fix or ()), "free": free, "pairs": not additive}
+    rules["bits"] = None if bits is None else parse_bits(bits)
     amount = DataOptions(sequence_length, max_tokens=max_tokens, max_images=max_images)
     how: dict[str, Any] = {"samples": samples, "options": amount, "device": device, "dtype": dtype}
     found: FoundPlan | PlanFront
@@ -76,12 +70,8 @@ def allocate(
             found = commands.plan_front(directory, sensitivity, evaluator, **rules)
         else:
             found = commands.allocate(directory, sensitivity, **goal, refine=refine, evaluator=evaluator, **rules)
-    console = out(quiet, json_file)
-    if isinstance(found, commands.PlanFront):
-        _write_front(found, directory, output, console)
-    else:
-        metric = "KL divergence" if max_perplexity is None else "perplexity"
-        _write_plan(found, directory, metric, output, console)
+    metric = "KL divergence" if max_perplexity is None else "perplexity"
+    _write(found, directory, metric, output, out(quiet, json_file))
     write_json(json_file, found.to_json())
 
 
@@ -117,6 +107,15 @@ def _make_directory(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise InvalidInput(f"--output {str(output)!r} is a file; with --front give a directory.")
     output.mkdir(parents=True, exist_ok=True)
+
+
+def _write(found: "FoundPlan | PlanFront", directory: str, metric: str, output: Path, console: Console) -> None:
+    from quept.commands import FoundPlan
+
+    if isinstance(found, FoundPlan):
+        _write_plan(found, directory, metric, output, console)
+    else:
+        _write_front(found, directory, output, console)
 
 
 def _write_plan(found: "FoundPlan", directory: str, metric: str, output: Path, console: Console) -> None:

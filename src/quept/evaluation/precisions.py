@@ -76,16 +76,16 @@ def evaluate_precisions(
     stored: torch.dtype | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Measure an elastic model's perplexity at full precision and at each precision, on the same tokens.
+    """Measure perplexity at full precision and at each precision, on the same tokens.
 
     Args:
         model: an elastic model, as `quept.load` returns it.
         tokens: the stream to predict, `(tokens,)`.
         precisions: the precisions to measure; parts that one does not name run at full precision.
         plans: plans to measure as well, by name.
-        sequence_length: tokens per window.
-        stride: tokens between the starts of windows, see `perplexity`.
-        calibrated: False leaves out the calibrated bit-widths, for a model that was not calibrated.
+        sequence_length: tokens per window, see `perplexity`.
+        stride: tokens between the starts of windows.
+        calibrated: False for a model that was not calibrated: its bit-widths are left out.
         baseline: True adds plain rounding to nearest at the same granularity.
         original: the model before calibration; adds the KL divergence of all predictions from its own.
         roundable: an elastic, uncalibrated model to round for the baseline; None rounds the master of `model`.
@@ -102,14 +102,10 @@ def evaluate_precisions(
     plain = model if roundable is None else roundable
     with at_precision(model, None):
         full_precision, full_precision_kl = measure(master_name(model), model)
-    results = []
-    for each in wanted:
-        with at_precision(model, None):
-            rounded, rounded_kl = _rounded(plain, each, measure) if baseline else (None, None)
-            with at_precision(model, each.precision):
-                bits, size = mean_bits(model), current_bytes(model, stored or model.dtype)
-                value, kl = measure(each.label, model) if calibrated else (None, None)
-        results.append(PrecisionResult(bits, each.name, value, rounded, size, kl, rounded_kl))
+        results = []
+        for each in wanted:
+            rounded = _rounded(plain, each, measure) if baseline else (None, None)
+            results.append(_result(model, each, measure if calibrated else None, rounded, stored or model.dtype))
     return Evaluation(
         metric="perplexity",
         reference=master_name(model),
@@ -122,6 +118,20 @@ def evaluate_precisions(
         full_precision_kl=full_precision_kl,
         original=before,
     )
+
+
+def _result(
+    model: Any,
+    candidate: Candidate,
+    measure: "_Measurements | None",
+    rounded: tuple[float | None, float | None],
+    stored: torch.dtype,
+) -> PrecisionResult:
+    """Return the result of one candidate beside that of rounding; without `measure`, sizes alone."""
+    with at_precision(model, candidate.precision):
+        value, kl = (None, None) if measure is None else measure(candidate.label, model)
+        bits, size = mean_bits(model), current_bytes(model, stored)
+    return PrecisionResult(bits, candidate.name, value, rounded[0], size, kl, rounded[1])
 
 
 def _present(model: Any, wanted: list[Candidate]) -> list[Candidate]:

@@ -1,0 +1,148 @@
+"""Every command and every block of code in the README and the documentation runs, and nothing in it is deprecated.
+
+Commands run on the built-in models, with as little data and training as they allow. Blocks of one page share what it
+calibrates.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import quept
+from quept import builtin
+from quept.generation.arguments import CACHE_NAME
+
+ROOT = Path(__file__).parents[2]
+HARNESS = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What makes a calibration short.
+SHORT = ["--samples", "8", "--epochs", "1", "--batch-size", "4"]
+SHORT_TEXT = ["--sequence-length", "64"]
+# Names in commands that stand for the reader's own, and other programs in blocks of shell.
+OTHERS = ("make", "pip", "pytest", "python", "OMP_NUM_THREADS=1", "#")
+
+# One process for all, for the sake of what importing takes; its warnings are of first imports too.
+DRIVER = """
+import json, shutil, sys, warnings
+sys.path.append(sys.argv[1])
+from command_line import run
+
+warnings.simplefilter("always")
+for kind, what in json.load(sys.stdin):
+    print("===", what, file=sys.stderr, flush=True)
+    if kind == "command":
+        if "calibrate" in what[:2]:
+            shutil.rmtree(what[what.index("--output") + 1], ignore_errors=True)
+        assert run(*what[1:]) == 0, what
+    else:
+        exec(what, {"__name__": "example"})
+"""
+# What the examples in Python take as given.
+PREPARED = """
+import functools, shutil, torch, transformers, quept
+from dataclasses import replace
+from quept.models import ARCHITECTURES
+shutil.rmtree("model-elastic", ignore_errors=True)
+shutil.rmtree("artifact-of-a-family", ignore_errors=True)
+quept.calibrate = functools.partial(quept.calibration.calibrate, samples=8, sequence_length=64, recipe=RECIPE)
+tokenizer = transformers.AutoTokenizer.from_pretrained("MODEL")
+inputs = tokenizer("The tailor", return_tensors="pt", return_token_type_ids=False)
+MY_FAMILY = replace(ARCHITECTURES["llama"], model_type="my_family")
+"""
+CALIBRATED = """
+from pathlib import Path
+kept = Path("kept-" + RECIPE)
+if not kept.exists():
+    quept.calibrate("MODEL", kept, data="text.txt")
+shutil.copytree(kept, "model-elastic")
+model = quept.load("model-elastic", 4)
+quept.PrecisionPlan({"*.down_proj": 8}).write(Path("plan.json"))
+"""
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands():
+    """Yield the `quept` commands of all pages, each once, with the built-in models in the place of the reader's.
+
+    `DIR` is what the block of a command calibrates, or else what the README's first block does.
+    """
+    seen = set()
+    for page in PAGES:
+        for number, block in enumerate(blocks(page, "bash")):
+            own = f"artifact-{page.stem}-{number}" if "quept calibrate" in block and seen else "artifact"
+            for line in block.splitlines():
+                command, _, _ = line.partition("  #")
+                words = re.sub(r'"([^"]*)"', lambda match: match[1].replace(" ", "_"), command).split()
+                assert not words or words[0] in ("quept", *OTHERS), line
+                if words and words[0] == "quept" and words[1] != "demo":  # which has its own test
+                    ready = _ready(words, own)
+                    if tuple(ready) not in seen:
+                        seen.add(tuple(ready))
+                        yield ready
+
+
+def _ready(words, directory):
+    images = "IMAGES" in words
+    model = builtin.vision_model_path() if images else builtin.model_path()
+    data = builtin.test_images_path() if images else "text.txt"
+    given = {"MODEL": model, "DIR": directory, "TEXT": data, "IMAGES": data}
+    words = [str(given.get(word, word)) for word in words]
+    return words + ([*SHORT, *([] if images else SHORT_TEXT)] if words[1] == "calibrate" else [])
+
+
+def examples():
+    """Yield the blocks of Python of all pages, each with what it takes as given."""
+    for page in PAGES:
+        for example in blocks(page, "python"):
+            # As the page says, the argument has another name before transformers 5.24.
+            example = example.replace("cache=cache", f"{CACHE_NAME}=cache")
+            for name in ("org/model", "path/to/model"):
+                example = example.replace(name, str(builtin.model_path()))
+            example = example.replace('"artifact"', '"artifact-of-a-family"')
+            recipe = "weight-activation-best" if "kv" in example else "best"
+            ready = PREPARED + ("" if "quept.calibrate(" in example else CALIBRATED)
+            yield ready.replace("RECIPE", repr(recipe)).replace("MODEL", str(builtin.model_path())) + example
+
+
+def test_all_commands_and_examples_run_and_nothing_is_deprecated(tmp_path):
+    (tmp_path / "text.txt").write_text(builtin.test_text_path().read_text()[:8000])
+    (tmp_path / "calibration.txt").symlink_to("text.txt")
+    all_commands, all_examples = list(commands()), list(examples())
+    assert {words[1] for words in all_commands} == {
+        *("calibrate", "evaluate", "generate", "info", "bench", "sensitivity", "allocate")
+    }
+    assert any("quept.KeyValueCache" in example for example in all_examples)
+    work = [("command", words) for words in all_commands] + [("example", each) for each in all_examples]
+    result = subprocess.run(
+        [sys.executable, "-W", "always", "-c", DRIVER, str(HARNESS)],
+        input=json.dumps(work),
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = [line for line in result.stderr.splitlines() if re.search(r"deprecat|FutureWarning", line, re.IGNORECASE)]
+    # What third parties do to one another is theirs; PyTorch's modules call on our behalf.
+    assert [line for line in told if not re.search(r"site-packages/(?!torch/nn/modules/module)", line)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_recipes_and_plans_that_are_shown_are_valid(page):
+    for block in blocks(page, "toml"):
+        written = tomllib.loads(block)
+        if "bits" in written and "name" in written:
+            quept.Recipe.parse(written, origin=page.name)
+        elif "rounding_method" not in written:  # which the page's own code registers
+            quept.load_recipe("best").updated(**written)
+    for block in blocks(page, "json"):
+        quept.PrecisionPlan.parse(json.loads(block), origin=page.name)

@@ -1,0 +1,70 @@
+"""The documentation agrees with the code: generated pages, links, paths, messages, fields of an architecture."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quept.models import Architecture, Residual, Site
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+# Files of the project, as prose names them.
+FILE = re.compile(r"`((?:src|tests|docs|scripts|benchmarks|native|examples|requirements)/[\w./-]*\w)`")
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_generated_pages_are_what_the_code_says():
+    command = [sys.executable, "scripts/docs/generate.py", "--check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_every_named_file_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for target in LINK.findall(CODE.sub("", text)):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{page.name} links to {target}"
+    for name in FILE.findall(text):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("kind", [Architecture, Site, Residual])
+def test_every_field_of_an_architecture_has_a_row(kind):
+    guide = (ROOT / "docs" / "adding-an-architecture.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(kind):
+        assert f"| `{field.name}` |" in guide
+
+
+def test_messages_that_are_explained_are_messages_of_the_code():
+    source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    # Literals that are split over lines, in one piece.
+    source = re.sub(r'"\s*\n?\s*f?"', "", source)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`(?: \.\.\. `.*?`)*) \|", page, re.MULTILINE)
+    assert len(rows) > 8
+    for part in (part for row in rows for part in re.findall(r"`(.*?)`", row)):
+        assert part in source, part
+
+
+def test_the_glossary_is_in_order_and_says_each_term_once():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = [row.lower() for row in re.findall(r"^\| ([^|]+?) \|", page, re.MULTILINE)[2:]]
+    assert terms == sorted(set(terms))
