@@ -177,7 +177,7 @@ def rebuild_speeds(repeats: int) -> dict[int, float]:
         GROUP,
         *(signed((rows, rank)), signed((rank, columns)), torch.full((rows,), 1e-5)),
         clip_ratios=torch.full((2, rows, columns // GROUP), 200, dtype=torch.uint8),
-        plane=packing.pack((torch.rand(rows, columns) < 0.3).to(torch.uint8), 1),
+        mask=packing.pack((torch.rand(rows, columns) < 0.3).to(torch.uint8), 1),
     )
     speeds = dict.fromkeys(WIDTHS, 0.0)
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Training and streams in which some linears are at the next higher width."""
+"""Training and streams in which some linears are at the next higher bit-width."""
 
 from dataclasses import replace
 

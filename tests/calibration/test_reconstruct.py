@@ -55,7 +55,7 @@ def first_block(model, windows, settings: Recipe | None = None):
 
 
 def trained(model, windows, settings: Recipe, noise: float):
-    """The first block's weights at every width after training, with noise in the lowest group's input alone."""
+    """The first block's weights at every bit-width after training, with noise in the lowest group's input alone."""
     block, hidden = first_block(model, windows, settings)
     targets = Stream(block.run(hidden).detach(), CPU)
     init_ranges(block, {path: torch.ones(1, each.in_features) for path, each in block.trainable.items()}, seeded(0))

@@ -1,4 +1,4 @@
-"""What a calibration ends with is what is loaded: every width of a store, bit for bit."""
+"""What a calibration ends with is what is loaded: every bit-width of a store, bit for bit."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def recipe(name="best", **store):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Codes and grids of every layer and width at the moment when its block was settled."""
+    """Codes and grids of every layer and bit-width at the moment when its block was settled."""
     found, freeze = {}, CalibrationBlock.freeze
 
     def remember(block):
@@ -142,14 +142,14 @@ def test_what_a_kernel_rebuilds_from_gives_the_codes(artifact):
         for bits in (2, 3, 5):
             stored = layer.stored_weight(bits)
             assert (stored.up is not None) == (bits == 5)
-            assert (stored.plane is not None) == (bits != 5)
+            assert (stored.mask is not None) == (bits != 5)
             codes, scale, zero_point = stored.codes(bits, 16 if bits < 5 else layer.in_features, symmetric=False)
             expected, grid = layer.codes(bits)
             assert torch.equal(codes, affine.join_groups(expected, layer.in_features))
             assert torch.equal(scale, grid.scale.squeeze(-1))
             assert torch.equal(zero_point, grid.zero_point.squeeze(-1))
         master = layer.stored_weight(8)
-        assert (master.up, master.down, master.adapter_scale, master.clip_ratios, master.plane) == (None,) * 5
+        assert (master.up, master.down, master.adapter_scale, master.clip_ratios, master.mask) == (None,) * 5
 
 
 def test_a_store_of_its_masters_bit_width_alone_has_nothing_to_train(tiny_model, windows, tmp_path):

@@ -35,7 +35,7 @@ def short(name: str, **reconstruction) -> quept.Recipe:
 
 @pytest.mark.parametrize("name", ["best", "paper", "weight-activation-best"])
 def test_side_by_side_and_in_turn_give_the_same_bytes(name, tiny_model, windows, tmp_path, two_threads, monkeypatch):
-    """`best` couples widths by mixing, `paper` by the cascade's shared slice and by merged streams."""
+    """`best` couples bit-widths by mixing, `paper` by the cascade's shared slice and by merged streams."""
     recipe, most = short(name), 0
     start = WorkerPool.start
 

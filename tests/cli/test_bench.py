@@ -1,4 +1,4 @@
-"""`quept bench` and the memory that widths take: tables, JSON, and what is refused."""
+"""`quept bench` and the memory that bit-widths take: tables, JSON, and what is refused."""
 
 import json
 

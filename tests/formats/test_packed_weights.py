@@ -37,7 +37,7 @@ def random_weight(out_features, in_features, bits, inputs_per_scale, seed=0):
     return PackedWeight.of(*given, bits, inputs_per_scale)
 
 
-def random_store(out_features, in_features, master_group, rank, groups, plane, seed=0):
+def random_store(out_features, in_features, master_group, rank, groups, mask, seed=0):
     draw = generator(seed)
 
     def signed(*shape):
@@ -51,9 +51,9 @@ def random_store(out_features, in_features, master_group, rank, groups, plane, s
         adapter["adapter_scale"] = torch.rand(out_features, generator=draw) * 1e-6
     clip_ratios = torch.randint(0, 256, (2, out_features, groups), generator=draw).to(torch.uint8) if groups else None
     bits = torch.randint(0, 2, (out_features, in_features), generator=draw).to(torch.uint8)
-    given = packing.pack(bits, 1) if plane else None
+    given = packing.pack(bits, 1) if mask else None
     return StoredWeight(
-        signed(out_features, in_features), scale, master_group, **adapter, clip_ratios=clip_ratios, plane=given
+        signed(out_features, in_features), scale, master_group, **adapter, clip_ratios=clip_ratios, mask=given
     )
 
 
@@ -195,7 +195,7 @@ def test_a_stored_weight_is_rebuilt_within_half_a_step(bits, symmetric):
 def test_what_is_stored_has_to_fit():
     store = random_store(5, 300, 128, 4, 3, True)
     fields = dict(vars(store))
-    for name, complaint in (("master_scale",) * 2, ("up",) * 2, ("down", "up"), ("adapter_scale",) * 2, ("plane",) * 2):
+    for name, complaint in (("master_scale",) * 2, ("up",) * 2, ("down", "up"), ("adapter_scale",) * 2, ("mask",) * 2):
         with pytest.raises(ValueError, match=f"^{complaint} is"):
             StoredWeight(**(fields | {name: getattr(store, name)[:-1]}))
     with pytest.raises(ValueError, match="together"):

@@ -1,4 +1,4 @@
-"""A convolution at every width is a linear layer on patches."""
+"""A convolution at every bit-width is a linear layer on patches."""
 
 import pytest
 import torch

@@ -154,7 +154,7 @@ def test_products_of_integers_are_what_they_stand_for(bits, activation_bits, dty
         # The simulated product is of values that are rounded to bfloat16 themselves.
         tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
         torch.testing.assert_close(one, other, **tolerance)
-    assert kept.widths() == {bits: kept.resident}
+    assert kept.bytes_by_bits() == {bits: kept.resident}
     assert kept.resident < 2 * (SIZE * 3 * 4), "codes take a byte each"
     # Not while gradients are needed, nor for the baseline.
     with torch.enable_grad():

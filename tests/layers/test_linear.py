@@ -52,7 +52,7 @@ def unclipped(layer):
 
 
 def weight_by_loops(layer, bits):
-    """The weight at a width out of the method's formulas, row by row and group by group."""
+    """The weight at a bit-width out of the method's formulas, row by row and group by group."""
     adapter, f = layer.spec.adapter, np.float32
     position = next(i for i, group in enumerate(layer.spec.groups.groups) if bits in group)
     start, stop = {

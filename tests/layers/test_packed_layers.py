@@ -1,4 +1,4 @@
-"""Models on packed weights give what the simulation gives, and change between widths at will."""
+"""Models on packed weights give what the simulation gives, and change between bit-widths at will."""
 
 import copy
 
@@ -92,7 +92,7 @@ def test_only_what_is_used_is_resident_and_takes_its_bit_width(artifact, windows
     logits(model, windows)
     quept.set_precision(model, 2)
     logits(model, windows)
-    held = weight_cache.widths()
+    held = weight_cache.bytes_by_bits()
     assert set(held) == {2, 4}
     assert held[2] < held[4]
     assert held == {bits: resident_bytes(model, bits) for bits in (2, 4)}
@@ -119,7 +119,7 @@ def test_what_is_made_ahead_does_not_push_out_what_runs(artifact, windows):
     model = quept.load(artifact, 4, memory_budget=budget)
     logits(model, windows)
     assert quept.prefetch(model, 8).result() == 0
-    assert next(iter(Parts.of(model).linears.values())).weight_cache.widths() == {4: budget}
+    assert next(iter(Parts.of(model).linears.values())).weight_cache.bytes_by_bits() == {4: budget}
 
 
 def test_gradients_flow_through_the_dense_weight(artifact, windows):

@@ -29,13 +29,13 @@ def test_the_least_recently_used_weight_goes_first_and_the_budget_holds():
 
     for bits in (2, 3, 4, 2, 5):  # 2 is used again, so 3 is the oldest when 5 needs room
         kept.get(key("a", bits), derive)
-        assert kept.resident == sum(kept.widths().values()) <= 120
-    assert kept.widths() == {2: 40, 4: 40, 5: 40}
+        assert kept.resident == sum(kept.bytes_by_bits().values()) <= 120
+    assert kept.bytes_by_bits() == {2: 40, 4: 40, 5: 40}
     kept.get(key("a", 2), derive)
     assert derived == [2, 3, 4, 5]
     kept.get(key("a", 3), derive)
     assert derived == [2, 3, 4, 5, 3]
-    assert kept.widths() == {2: 40, 3: 40, 5: 40}
+    assert kept.bytes_by_bits() == {2: 40, 3: 40, 5: 40}
 
 
 def test_a_large_weight_pushes_out_as_many_as_it_needs_but_none_if_it_never_fits():
@@ -43,9 +43,9 @@ def test_a_large_weight_pushes_out_as_many_as_it_needs_but_none_if_it_never_fits
     for path in "ab":
         kept.get(key(path, 2), lambda bits: tensor_of(10))
     kept.get(key("c", 8), lambda bits: tensor_of(26))
-    assert kept.widths() == {2: 80}
+    assert kept.bytes_by_bits() == {2: 80}
     kept.get(key("c", 8), lambda bits: tensor_of(25))
-    assert kept.widths() == {8: 100}
+    assert kept.bytes_by_bits() == {8: 100}
     assert kept.resident == 100
 
 
@@ -61,7 +61,7 @@ def test_without_a_budget_every_weight_stays_and_a_budget_of_zero_keeps_none():
     for bits in WIDTHS:
         unlimited.get(key("a", bits), lambda bits: tensor_of(10))
         assert none.get(key("a", bits), lambda bits: tensor_of(10)).numel() == 10
-    assert list(unlimited.widths()) == list(WIDTHS)
+    assert list(unlimited.bytes_by_bits()) == list(WIDTHS)
     assert none.resident == 0
 
 
@@ -81,7 +81,7 @@ def test_what_is_made_ahead_takes_the_place_of_what_is_idle_but_not_of_what_is_i
     for path, bits in (("a", 4), ("b", 4), ("a", 8)):
         kept.get(key(path, bits), lambda bits: tensor_of(10))
     assert kept.prefetch(key("a", 2), lambda bits: tensor_of(10), in_force), "the idle one at 8 bits went"
-    assert kept.widths() == {2: 40, 4: 80}
+    assert kept.bytes_by_bits() == {2: 40, 4: 80}
     assert not kept.prefetch(key("b", 2), lambda bits: tensor_of(20), in_force)
     assert all(kept.holds(each) for each in in_force)
     assert kept.prefetch(key("b", 4), pytest.fail, in_force), "it is resident already"
@@ -115,4 +115,4 @@ def test_threads_share_one_and_its_books_stay_right():
     for thread in threads:
         thread.join()
     assert not errors
-    assert kept.resident == sum(kept.widths().values())
+    assert kept.resident == sum(kept.bytes_by_bits().values())

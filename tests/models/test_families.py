@@ -236,7 +236,7 @@ def decode(model_at, prompt, widths):
 
 
 class Switching(LogitsProcessor):
-    """Gives the model its next width after every token."""
+    """Gives the model its next bit-width after every token."""
 
     def __init__(self, model, widths):
         self.model, self.widths = model, iter(widths)

@@ -1,4 +1,4 @@
-"""The head of a language model at a width of its own, tied to the embedding or not."""
+"""The head of a language model at a bit-width of its own, tied to the embedding or not."""
 
 import pytest
 import torch

@@ -14,9 +14,9 @@ def case(bits, inputs=20, seed=0):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_a_plane_rebuilds_the_codes_of_any_offset_bit_for_bit(bits):
     grouped, to, offset = case(bits)
-    plane = rounding_mask.flipped(grouped, to, offset)
-    rebuilt = rounding_mask.mask_offset(grouped, to, plane)
-    assert 0 < int(plane.sum()) < plane.numel()
+    mask = rounding_mask.flipped(grouped, to, offset)
+    rebuilt = rounding_mask.mask_offset(grouped, to, mask)
+    assert 0 < int(mask.sum()) < mask.numel()
     assert torch.equal(affine.codes(grouped, to, rebuilt), affine.codes(grouped, to, offset))
     assert torch.equal(affine.fake_quantize(grouped, to, rebuilt), affine.fake_quantize(grouped, to, offset))
 
@@ -39,9 +39,9 @@ def test_weights_on_a_code_and_exact_halves_keep_a_defined_code():
     to = affine.Grid(torch.ones(1, 1, 1), torch.ones(1, 1, 1), 3)
     for value in (-0.5, 0.5):
         offset = torch.full_like(grouped, value)
-        plane = rounding_mask.flipped(grouped, to, offset)
-        assert not plane[grouped == grouped.round()].any()
-        rebuilt = affine.codes(grouped, to, rounding_mask.mask_offset(grouped, to, plane))
+        mask = rounding_mask.flipped(grouped, to, offset)
+        assert not mask[grouped == grouped.round()].any()
+        rebuilt = affine.codes(grouped, to, rounding_mask.mask_offset(grouped, to, mask))
         on_halves = grouped != grouped.round()
         assert torch.equal(rebuilt[on_halves], affine.codes(grouped, to, offset)[on_halves])
 

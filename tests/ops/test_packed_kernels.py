@@ -50,7 +50,7 @@ def random_weight(out_features, in_features, bits, inputs_per_scale, seed=0):
     return PackedWeight.of(codes, scale, zero_point, bits, inputs_per_scale)
 
 
-def random_store(out_features, in_features, master_group, rank, groups, plane, seed):
+def random_store(out_features, in_features, master_group, rank, groups, mask, seed):
     draw = drawn(seed)
 
     def signed(*shape):
@@ -74,7 +74,7 @@ def random_store(out_features, in_features, master_group, rank, groups, plane, s
         master_group,
         **adapter,
         clip_ratios=clip_ratios,
-        plane=packing.pack(flipped, 1) if plane else None,
+        mask=packing.pack(flipped, 1) if mask else None,
     )
 
 
@@ -167,15 +167,15 @@ def test_dense_rows_are_those_of_the_specification(
     master_group=st.sampled_from([50, 128, 2000]),
     rank=st.sampled_from([0, 1, 3, 16]),
     clipped=st.booleans(),
-    plane=st.booleans(),
+    mask=st.booleans(),
     symmetric=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_what_is_rebuilt_is_the_specification_s(
-    path, bits, in_features, out_features, inputs_per_scale, master_group, rank, clipped, plane, symmetric, seed
+    path, bits, in_features, out_features, inputs_per_scale, master_group, rank, clipped, mask, symmetric, seed
 ):
     groups = affine.groups_per_row(in_features, inputs_per_scale) if clipped else 0
-    store = random_store(out_features, in_features, master_group, rank, groups, plane, seed)
+    store = random_store(out_features, in_features, master_group, rank, groups, mask, seed)
     with ops.using(path):
         found = rebuild(store, bits, inputs_per_scale, symmetric)
     with ops.using(None):

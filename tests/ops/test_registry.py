@@ -39,7 +39,7 @@ def stored_weight():
         drawn(9, 3).abs().bfloat16(),
         128,
         clip_ratios=whole(0, 256, 2, 9, 5).to(torch.uint8),
-        plane=packing.pack(whole(0, 2, 9, 300).to(torch.uint8), 1),
+        mask=packing.pack(whole(0, 2, 9, 300).to(torch.uint8), 1),
     )
 
 

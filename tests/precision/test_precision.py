@@ -96,7 +96,7 @@ def test_kept_weights_share_one_budget_over_all_layers(model):
     weight_cache = keep_weights(model, 3 * SIZE * SIZE * 4)
     set_precision(model, 4)
     model(HIDDEN)
-    assert weight_cache.widths() == {4: 3 * SIZE * SIZE * 4}
+    assert weight_cache.bytes_by_bits() == {4: 3 * SIZE * SIZE * 4}
 
 
 @pytest.mark.parametrize("make", [dict, PrecisionPlan])

@@ -200,7 +200,7 @@ def test_bisection_finds_the_smallest_plan_that_will_do(measured, costs):
     assert smaller
     assert all(each.value > most for each in smaller)
     assert min(answer.allocation.average_bits - each.allocation.average_bits for each in smaller) < 1
-    with pytest.raises(InvalidInput, match="No plan reaches 1e-12: the best that the allowed widths give measures"):
+    with pytest.raises(InvalidInput, match="No plan reaches 1e-12: the best that the allowed bit-widths give measures"):
         smallest(problem, lambda plan: divergence_of(target, plan), 1e-12)
     assert len(smallest(problem, lambda plan: divergence_of(target, plan), 1e9)) == 2
 

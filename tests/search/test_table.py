@@ -36,7 +36,7 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
         ({"parts": {"a": {"2": None}}}, "parts"),
         ({"parts": {"a": {"9": 0.1}}}, "widths go from 2 to 8"),
         ({"parts": {"a": {"w4": 0.1}}}, "is written w4a16"),
-        ({"pairs": ["", "0.1"]}, "2 rows; the linears' widths are 3"),
+        ({"pairs": ["", "0.1"]}, "2 rows; the linears' bit-widths are 3"),
         ({"pairs": ["", "0.1", "0.1"]}, "row 2 of pairs must hold 2 numbers from -1 to 1"),
         ({"pairs": ["", "1.5", "0.1 0.2"]}, "row 1 of pairs"),
         ({"pairs": ["", "nan", "0.1 0.2"]}, "row 1 of pairs"),

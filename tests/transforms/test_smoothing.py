@@ -43,7 +43,7 @@ def model(tiny_model):
 
 
 def objective(sample, weights, scale):
-    """The search's own measure: the consumers' output error at each width, as a share of that without smoothing."""
+    """The search's own measure: the consumers' output error at each bit-width, as a share of that without smoothing."""
 
     def error(scale, bits):
         total = 0.0

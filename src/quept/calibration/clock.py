@@ -1,4 +1,4 @@
-"""Where a calibration's time goes."""
+"""The time that a calibration takes, by stage."""
 
 import time
 from collections.abc import Callable, Iterator

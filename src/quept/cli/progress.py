@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 class Display:
-    """Where a command says what it is doing. Made by `display`."""
+    """The progress of a command. Made by `display`."""
 
     def __init__(self, bars: Progress, label: str) -> None:
         self._bars = bars

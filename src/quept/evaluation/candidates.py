@@ -23,7 +23,7 @@ def candidates(
     return found + [Candidate(name, name, plan) for name, plan in (plans or {}).items()]
 
 
-def _in_words(widths: Precision) -> str:
+def _in_words(precision: Precision) -> str:
     """Return `4 bits` where only weights are named, else the short form, `w4a8`."""
-    name = str(widths)
+    name = str(precision)
     return f"{name} bits" if name.isdigit() else name

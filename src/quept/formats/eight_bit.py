@@ -52,7 +52,7 @@ def round_factors(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def product(up: Tensor, down: Tensor, scale: Tensor) -> Tensor:
-    """What factors stand for: `(up @ down) * scale`, `(out, in)` float32; the sum is one of integers, and exact."""
+    """Return the product of factors, `(up @ down) * scale`, `(out, in)` float32; its sum of integers is exact."""
     return (up.to(torch.float32) @ down.to(torch.float32)).mul_(scale.unsqueeze(1))
 
 
@@ -74,7 +74,7 @@ def byte_clip_ratios(codes: Tensor, bits: int) -> Tensor:
 
 
 def clip_ratios(codes: Tensor, bits: int) -> Tensor:
-    """What the codes of `round_clip_ratios` stand for, `(2, out, groups)` float32 in (0, 1]."""
+    """Return the clip ratios of the codes of `round_clip_ratios`, `(2, out, groups)` float32 in (0, 1]."""
     return (byte_clip_ratios(codes, bits).to(torch.float32) + 1) / 256
 
 

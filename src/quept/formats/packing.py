@@ -32,13 +32,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     """Invert `pack`: return the codes, `(..., n)` uint8."""
-    *rows, width = packed.shape
-    planes = packed.reshape(*rows, width // bits, bits)
+    *rows, size = packed.shape
+    planes = packed.reshape(*rows, size // bits, bits)
     eights = torch.zeros(planes[..., 0].numel(), dtype=torch.int64, device=packed.device)
     for plane in range(bits):
         # By index_select: three times as fast on a CPU as indexing, and this is most of what reading a cache costs.
         eights |= _spread(plane, packed.device).index_select(0, planes[..., plane].flatten().int())
-    return eights.view(torch.uint8).view(*rows, width // bits * 8)[..., :n]
+    return eights.view(torch.uint8).view(*rows, size // bits * 8)[..., :n]
 
 
 @lru_cache(maxsize=64)

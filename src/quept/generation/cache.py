@@ -1,11 +1,11 @@
-"""A key-value cache that is stored packed, at the widths of the model's `KeyValues`.
+"""A key-value cache that is stored packed, at the bit-widths of the model's `KeyValues`.
 
-Keys and values are rotated and quantized once, when a token is stored, at the width that the layer has at this moment;
-a later change of the width leaves stored tokens as they are. Each layer hands out dequantized, still rotated tensors of
-its tokens, and the attention rotates only its queries. A layer without a width stores plain tensors, and nothing about
-it is rotated until it first has one.
+Keys and values are rotated and quantized once, when a token is stored, at the bit-width that the layer has at this
+moment; a later change of the bit-width leaves stored tokens as they are. Each layer hands out dequantized, still
+rotated tensors of its tokens, and the attention rotates only its queries. A layer without a bit-width stores plain
+tensors, and nothing about it is rotated until it first has one.
 
-With all tokens stored at one width, generation equals, bit for bit in the keys and values that the attention sees,
+With all tokens stored at one bit-width, generation equals, bit for bit in the keys and values that the attention sees,
 generation with a plain cache under the simulation in `quept.attention`.
 """
 
@@ -44,7 +44,7 @@ class KeyValueCache(Cache):  # type: ignore[misc]
         if set(found) != set(range(len(plain))) or not is_installed(model.config):
             raise InvalidInput(
                 f"This {type(model).__name__} does not quantize the keys and values of all its layers: {len(found)} of "
-                f"{len(plain)} have a width for them, and its attention implementation is "
+                f"{len(plain)} have bits for them, and its attention implementation is "
                 f"{model.config._attn_implementation!r}. Use transformers' DynamicCache, or a model whose artifact "
                 "quantizes them."
             )
@@ -67,7 +67,7 @@ class KeyValueCache(Cache):  # type: ignore[misc]
 
 
 class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's tokens, oldest first: segments of one width each, then the latest ones, unquantized.
+    """One layer's tokens, oldest first: segments of one bit-width each, then the latest ones, unquantized.
 
     Keys and values, `(batch, heads, tokens, head size)` each, are stored together, as a first dimension of two. A
     `window` is that of a sliding attention: of the tokens before the next, only `window - 1` are kept. Tensors are
@@ -117,7 +117,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys, values
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """How many tokens the next `update` will return, and the position of the first of them."""
+        """Return the number of tokens that the next `update` will return, and the position of the first of them."""
         # transformers 5.3 gives the positions of the queries.
         length = len(query_length) if isinstance(query_length, Tensor) else query_length
         past = self._reach(self._seen)
@@ -181,7 +181,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._latest.nbytes + sum(segment.bytes() for segment in self._segments)
 
     def numbers(self) -> int:
-        """How many numbers are stored: two vectors per token and head."""
+        """Return the count of stored numbers: two vectors per token and head."""
         _, batch, heads, _, size = self._latest.shape
         return 2 * batch * heads * self._held() * size
 
@@ -227,7 +227,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
         self._segments = [segment for segment in self._segments if len(segment)]
 
     def _reach(self, seen: int) -> int:
-        """How many of `seen` tokens the next one may look back to."""
+        """Return the number of `seen` tokens that the next one may look back to."""
         return seen if self.sliding_window is None else min(seen, self.sliding_window - 1)
 
     def _held(self) -> int:

@@ -1,4 +1,4 @@
-"""Consecutive tokens of one layer, stored at one width in a buffer that grows."""
+"""Consecutive tokens of one layer, stored at one bit-width in a buffer that grows."""
 
 import torch
 from torch import Tensor
@@ -80,10 +80,10 @@ class Segment:
 
 
 def _with_room(rows: Tensor, more: int) -> Tensor:
-    """A copy of rows `(..., tokens, width)` with room for `more` tokens and then some."""
-    *before, tokens, width = rows.shape
+    """Return a copy of rows `(..., tokens, bytes)` with room for `more` tokens and then some."""
+    *before, tokens, size = rows.shape
     with torch.inference_mode(False):  # where a buffer could not be written to afterwards
-        buffer = torch.empty(*before, tokens + more + _room(tokens + more), width, dtype=rows.dtype, device=rows.device)
+        buffer = torch.empty(*before, tokens + more + _room(tokens + more), size, dtype=rows.dtype, device=rows.device)
     buffer[..., :tokens, :] = rows
     return buffer
 

@@ -1,4 +1,4 @@
-"""Modules that run at more than one width."""
+"""Modules that run at more than one bit-width."""
 
 from quept.layers.attention import AttentionOperands
 from quept.layers.baseline import nearest, quantizers_of

@@ -20,9 +20,9 @@ class OperandSetting(NamedTuple):
 
 
 class AttentionOperands(Adjustable[OperandSetting]):
-    """What rounds the operands of one attention layer's products; `path` is where the layer is in the model.
+    """Rounds the operands of one attention layer's products; `path` is where the layer is in the model.
 
-    `bits` is a width of `spec`, or None for full precision.
+    `bits` is a bit-width of `spec`, or None for full precision.
     """
 
     def __init__(self, path: str, spec: Activations, device: torch.device) -> None:
@@ -45,7 +45,7 @@ class AttentionOperands(Adjustable[OperandSetting]):
 
     @property
     def are_rounded(self) -> bool:
-        """Whether operands are rounded, or seen, so that they must be made at all."""
+        """Whether operands are rounded or observed, so that they must be made at all."""
         return self._observing or self.bits is not None or self.queries.override is not None
 
     def quantizers(self) -> Iterator[Quantizer]:
@@ -84,5 +84,5 @@ class AttentionOperands(Adjustable[OperandSetting]):
         return rounded
 
     def extra_repr(self) -> str:
-        """What distinguishes layers in a printed model."""
+        """Return what distinguishes layers in a printed model."""
         return f"bits={self.bits}"

@@ -19,7 +19,7 @@ Form = TypeVar("Form", bound=Sized)
 
 
 class Key(NamedTuple):
-    """Which weight: of the layer at `path`, at `bits`, as `form` (`"dense"`, `"packed"`, `"integers"`)."""
+    """The key of a weight: of the layer at `path`, at `bits`, as `form` (`"dense"`, `"packed"`, `"integers"`)."""
 
     path: str
     bits: int
@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 @dataclass
 class WeightCache:
-    """Weights derived for a width, by layer path, width and form; the least recently used go first.
+    """Weights derived for a bit-width, by layer path, bit-width and form; the least recently used go first.
 
     `budget` is in bytes; None means no limit. A weight larger than the whole budget is derived at each use. Threads may
     share one of these: while one derives ahead, another computes.
@@ -40,7 +40,7 @@ class WeightCache:
     _lock: RLock = field(default_factory=RLock)
 
     def get(self, key: Key, derive: Callable[[int], Form]) -> Form:
-        """The weight of a key, in the form that `derive` gives for its width; made now unless it is resident."""
+        """Return the weight of a key, in the form that `derive` gives; it is derived now unless it is resident."""
         with self._lock:
             kept = self._weights.get(key)
             if kept is not None:
@@ -65,11 +65,11 @@ class WeightCache:
                 self._evict(key)
 
     def holds(self, key: Key) -> bool:
-        """Whether a weight is resident."""
+        """Return whether a weight is resident."""
         return key in self._weights
 
-    def widths(self) -> dict[int, int]:
-        """Resident bytes by width."""
+    def bytes_by_bits(self) -> dict[int, int]:
+        """Return resident bytes by bit-width."""
         sizes: dict[int, int] = {}
         with self._lock:
             for key, weight in self._weights.items():

@@ -1,4 +1,4 @@
-"""A convolution that runs at every width of a set: a linear layer on patches."""
+"""A convolution that runs at every bit-width of a set: a linear layer on patches."""
 
 from typing import Any, Self
 

@@ -1,4 +1,4 @@
-"""What is kept of a linear in 8 bits; the weight at any width is rebuilt from it."""
+"""The 8-bit store of a linear, from which its weight at every bit-width is rebuilt."""
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from quept.numerics.affine import Grid, groups_per_row, split_groups
 
 
 class EightBitStore(KeepDtype):
-    """Master weight, low-rank factors and the shares that ranges are clipped to, none of which changes its dtype.
+    """Master weight, low-rank factors and clip ratios, none of which changes its dtype.
 
-    Parameters, of which none trains (`R` is the total rank, `groups_b` the scales per row at width b):
+    Parameters, of which none trains (`R` is the total rank, `groups_b` the scales per row at bit-width b):
         master, master_scale: int8 `(out, in)` and bfloat16 `(out, groups)`: the weight is their product.
-        up, down, adapter_scale: int8 `(out, R)` and `(R, in)`, float32 `(out,)`; or absent where no width has an
+        up, down, adapter_scale: int8 `(out, R)` and `(R, in)`, float32 `(out,)`; or absent where no bit-width has an
             adapter.
-        shares.<b>: uint8, `(2, out, groups_b)`, or `(out, groups_b)` where two are in a byte; none at the width of
+        shares.<b>: uint8, `(2, out, groups_b)`, or `(out, groups_b)` where two are in a byte; none at the bit-width of
             the master.
     """
 
@@ -87,23 +87,23 @@ class EightBitStore(KeepDtype):
         return eight_bit.product(self.up[:, columns], self.down[columns], self.adapter_scale)
 
     def clip_ratio_bits(self, bits: int) -> int:
-        """Bits of one share at a width."""
+        """Return the bits of one clip ratio at a bit-width."""
         return self.spec.clip_ratio_bits(bits, self.in_features)
 
     def clip_ratios(self, bits: int) -> Tensor:
-        """The shares of minima and maxima kept at a width, `(2, out, groups_b)` float32."""
+        """Return the clip ratios of minima and maxima at a bit-width, `(2, out, groups_b)` float32."""
         return eight_bit.clip_ratios(self.shares[str(bits)], self.clip_ratio_bits(bits))
 
-    def stored_weight(self, bits: int, plane: Tensor | None) -> StoredWeight:
-        """What a kernel rebuilds a width from: the factors that it uses, its shares as bytes, and its plane if any."""
+    def stored_weight(self, bits: int, mask: Tensor | None) -> StoredWeight:
+        """Return all that a kernel rebuilds a bit-width from: factors, clip ratios as bytes, and rounding mask."""
         columns = self.spec.adapter.columns(bits, self.spec.groups)
         up = down = scale = None
         if columns.stop and self.up is not None and self.down is not None:
             up, down, scale = self.up[:, columns].contiguous(), self.down[columns], self.adapter_scale
         kept = self.shares[str(bits)] if bits != self.spec.store.master_bits else None
         shares = None if kept is None else eight_bit.byte_clip_ratios(kept, self.clip_ratio_bits(bits))
-        return StoredWeight(self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares, plane)
+        return StoredWeight(self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares, mask)
 
     def learned(self) -> dict[str, Tensor]:
-        """All tensors by name: of the same dtype whatever the model's."""
+        """Return all tensors by name; their dtypes do not follow the model's."""
         return dict(self.named_parameters())

@@ -1,4 +1,4 @@
-"""How the products of a loaded model are computed."""
+"""The products by which a loaded model multiplies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Execution:
-    """Which products an elastic linear may use; where one is not possible, it multiplies dense floats.
+    """The products that an elastic linear may use; where one is not possible, it multiplies dense floats.
 
     Attributes:
         integers: where weights and activations are both rounded, multiply their codes.
-        packed: keep weights packed at their width and multiply them as they are, instead of deriving dense ones. For
+        packed: keep weights packed at their bit-width and multiply them as they are, instead of deriving dense ones.
+        For
             a few tokens at a time, activations are then rounded to eight bits on the way, unless `exact`.
         exact: multiply packed weights by the activations as they come.
         product_dtype: of products with dense weights, during calibration; None leaves it to the inputs.

@@ -1,4 +1,4 @@
-"""What a tensor goes through before linears read it: an online transform, and rounding.
+"""The input of linears: a tensor that is transformed online, then rounded.
 
 Linears that read the same tensor share one of these, so that it is transformed and rounded once for all of them.
 """
@@ -32,7 +32,7 @@ class _Kept:
 
 
 class ElasticInput(nn.Module):
-    """A tensor on its way into the linears at `readers` (module paths): transformed, then rounded to a width.
+    """A tensor on its way into the linears at `readers` (module paths): transformed, then rounded to a bit-width.
 
     What it learns is its `quantizer`'s.
     """
@@ -52,7 +52,7 @@ class ElasticInput(nn.Module):
 
     @property
     def has_token_ranges(self) -> bool:
-        """Whether every token brings its own range along, one for all its channels."""
+        """Return whether every token brings its own range along, one for all its channels."""
         return self.spec.range == "token" and self.spec.group_size is None
 
     def forward(self, hidden: Tensor, bits: int | None, reader: str, unclipped: bool = False) -> Tensor:
@@ -64,7 +64,7 @@ class ElasticInput(nn.Module):
         return self._once(hidden, (kind, bits), reader, lambda: self._rounded(hidden, bits, unclipped))
 
     def codes(self, hidden: Tensor, bits: int, reader: str) -> Tokens:
-        """The same as integers, for a product of integers."""
+        """Return the rounded tensor as integers, for a product of integers."""
 
         def quantized() -> Tokens:
             grid: TokenGrid = self.quantizer.grid(bits)
@@ -75,13 +75,13 @@ class ElasticInput(nn.Module):
         return self._once(hidden, ("codes", bits), reader, quantized)
 
     def transformed(self, hidden: Tensor) -> Tensor:
-        """`(..., in)` before it is rounded."""
+        """Return `(..., in)` before it is rounded."""
         if isinstance(self.transform, Rotation):
             return rotate(hidden, self.transform)
         return hidden if self.transform is None else self.transform(hidden)
 
     def _once(self, hidden: Tensor, key: tuple[str, int | None], reader: str, make: Callable[[], Made]) -> Made:
-        """What `make` gives, made once for all readers of a tensor; none is served twice."""
+        """Return the result of `make`, made once for all readers of a tensor; none is served twice."""
         if torch.is_grad_enabled() or len(self.readers) == 1:
             return make()
         kept = self._kept

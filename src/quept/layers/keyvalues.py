@@ -1,4 +1,4 @@
-"""How one attention layer's keys and values are quantized (QuaRot, arXiv 2404.00456)."""
+"""Quantization of one attention layer's keys and values (QuaRot, arXiv 2404.00456)."""
 
 import weakref
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from quept.numerics.keyvalues import fake_quantize
 
 
 class KeyValues(KeepDtype, Adjustable[int | None]):
-    """The width of an attention layer's keys and values, their rotation, and where keys are centred.
+    """The bit-width of an attention layer's keys and values, their rotation, and where keys are centred.
 
     What all keys of a head have in common makes their ranges wide and says nothing about any of them; it is taken away
     before they are quantized and added again afterwards. `center`, float32 `(heads, 1, head size)`, is measured in
@@ -98,7 +98,7 @@ class KeyValues(KeepDtype, Adjustable[int | None]):
             self._tokens += keys.shape[0] * keys.shape[2]
 
     def learned(self) -> dict[str, Tensor]:
-        """What calibration measures, by name."""
+        """Return the tensors that calibration measures, by name."""
         return {"center": self.center}
 
     def hand_out(self, keys: Tensor) -> None:
@@ -112,7 +112,7 @@ class KeyValues(KeepDtype, Adjustable[int | None]):
         return noted is not None and noted() is keys
 
     def extra_repr(self) -> str:
-        """What distinguishes layers in a printed model."""
+        """Return what distinguishes layers in a printed model."""
         return f"bits={self.bits}, rotates_values={self.rotates_values}"
 
 

@@ -1,4 +1,4 @@
-"""What stands in a block's place while a part of a model runs without it."""
+"""A stand-in for a block, while a part of a model runs without it."""
 
 from typing import Any
 

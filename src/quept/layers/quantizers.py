@@ -1,4 +1,4 @@
-"""How one tensor of activations is rounded at each width: on a range of each token's own, or on a learned one."""
+"""Quantizers of one tensor of activations, on a range of each token's own or on a learned one."""
 
 from typing import Any, NamedTuple
 
@@ -39,12 +39,12 @@ class LogGrid(NamedTuple):
 
 
 class Quantizer(KeepDtype):
-    """Rounds a tensor at any of the widths of `spec`; what it learns is one small parameter per width.
+    """Rounds a tensor at any of the bit-widths of `spec`; what it learns is one small parameter per bit-width.
 
-    `override` is the grid that is used whatever the width, while it is not None.
+    `override` is the grid that is used whatever the bit-width, while it is not None.
     """
 
-    parameters_name = ""  # under which the parameters are kept, by width
+    parameters_name = ""  # under which the parameters are kept, by bit-width
 
     def __init__(self, spec: Activations) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Quantizer(KeepDtype):
         return self.round(values, grid)
 
     def grid(self, bits: int) -> Any:
-        """The grid at a width; differentiable in what is learned."""
+        """Return the grid at a bit-width; differentiable in what is learned."""
         raise NotImplementedError
 
     def min_max_grid(self, bits: int) -> Any:
-        """The same without clipping: the baseline."""
+        """Return the grid without clipping: the baseline."""
         raise NotImplementedError
 
     def round(self, values: Tensor, grid: Any) -> Tensor:
@@ -82,7 +82,7 @@ class Quantizer(KeepDtype):
         """Let values count."""
 
     def init_range(self, start: float | str, rows: Tensor | None = None, importance: Tensor | None = None) -> None:
-        """Set where the ranges of all widths start.
+        """Set where the ranges of all bit-widths start.
 
         `rows` are values, `(tokens, in)`, and `importance`, `(in,)`, weighs their channels: the squared norms of the
         columns that multiply them make a weighted squared error an estimate of the output's. Without rows, what was
@@ -91,18 +91,18 @@ class Quantizer(KeepDtype):
         raise NotImplementedError
 
     def learned(self) -> dict[str, Tensor]:
-        """What calibration finds, by name."""
+        """Return the tensors that calibration finds, by name."""
         return {f"{self.parameters_name}.{bits}": value for bits, value in self.trained().items()}
 
     def trained(self) -> nn.ParameterDict:
-        """What is trained, by width."""
+        """Return the parameters that train, by bit-width."""
         found = getattr(self, self.parameters_name)
         assert isinstance(found, nn.ParameterDict)
         return found
 
     def extra_repr(self) -> str:
         """Bit-widths, for `print(model)`."""
-        return f"widths={','.join(map(str, self.spec.bits)) or 'none'}"
+        return f"bits={','.join(map(str, self.spec.bits)) or 'none'}"
 
 
 class TokenQuantizer(Quantizer):
@@ -173,7 +173,7 @@ class ObservedQuantizer(Quantizer):
         self._observed.append(Sample.of(values.detach(), count=OBSERVED))
 
     def sample(self, rows: Tensor | None, importance: Tensor | None) -> Sample:
-        """Of rows, which the extremes are taken from, or of what was seen."""
+        """Return minimum and maximum of rows, or of what was observed."""
         if rows is not None:
             self.extremes.copy_(torch.stack(rows.aminmax()).float())
             return Sample.of(rows, importance)

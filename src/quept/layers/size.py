@@ -1,4 +1,4 @@
-"""What a model occupies at a width, computed: its codes packed without waste, and everything that is not quantized.
+"""Sizes of a model at a bit-width, computed: its codes packed without waste, and everything that is not quantized.
 
 `stored` is the dtype the checkpoint keeps its weights in; a model may be held in another one while it runs.
 """
@@ -16,42 +16,42 @@ SCALE_BYTES = 2  # float16
 
 
 def packed_bytes(model: nn.Module, bits: int, stored: torch.dtype) -> int:
-    """Bytes of the model with every elastic weight packed at `bits`; see `linear_bits` for what counts.
+    """Return the bytes of a model with every elastic weight packed at `bits`; see `linear_bits` for what counts.
 
-    Biases, norms and embeddings count in the stored dtype, tied weights once. This is the size at that width alone; an
-    artifact holds the master weights.
+    Biases, norms and embeddings count in the stored dtype, tied weights once. This is the size at that bit-width alone;
+    an artifact holds the master weights.
     """
     return _whole(model, (linear_bits(layer, bits, stored) for layer in _elastic(model)), stored)
 
 
 def current_bytes(model: nn.Module, stored: torch.dtype) -> int:
-    """The same with every weight packed at the width that its layer runs at now."""
+    """Return the bytes of a model with every weight packed at the bit-width that its layer runs at now."""
     return _whole(model, (linear_bits(layer, layer.bits or FULL, stored) for layer in _elastic(model)), stored)
 
 
 def mean_bits(model: nn.Module) -> float:
-    """The mean width over all elastic weights that the model runs at now; a whole number where all have the same."""
+    """Return the mean bits over all elastic weights at the precision in force; whole where all have the same."""
     layers = _elastic(model)
     total = sum((layer.bits or FULL) * layer.numel for layer in layers)
     return total / sum(layer.numel for layer in layers)
 
 
 def full_precision_bytes(model: nn.Module, stored: torch.dtype) -> int:
-    """Bytes of the model before calibration."""
+    """Return the bytes of the model before calibration."""
     return packed_bytes(model, FULL, stored)
 
 
 def unquantized_bytes(model: nn.Module, stored: torch.dtype) -> int:
-    """Bytes of what no width changes: parameters outside the elastic layers, and those layers' biases."""
+    """Return the bytes that no bit-width changes: parameters outside the elastic layers, and those layers' biases."""
     return _whole(model, (), stored)
 
 
 def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
-    """Bits, not bytes, that a layer's weight takes when it is packed at a width without waste.
+    """Return the bits, not bytes, that a layer's weight takes when it is packed at `bits` without waste.
 
-    `bits` per weight, and per scale two bytes and a zero point of `bits`. Adapters and rounding planes are in the codes
+    `bits` per weight, and per scale two bytes and a zero point of `bits`. Adapters and rounding masks are in the codes
     already, and clipping is in the scales: they take nothing beside them. At full precision, the weight in `stored`;
-    a layer with a width of its own has that one at every other.
+    a layer with a bit-width of its own has that one at every other.
     """
     if bits == FULL:
         return layer.numel * stored.itemsize * 8
@@ -61,13 +61,13 @@ def linear_bits(layer: ElasticLinear, bits: int, stored: torch.dtype) -> int:
 
 
 def resident_bytes(model: nn.Module, bits: int) -> int:
-    """Bytes of the packed weights of all linears at a width, as they stand in memory; convolutions are not packed."""
+    """Return the bytes of all linears' packed weights at `bits` in memory; convolutions are not packed."""
     total = 0
     for layer in _elastic(model):
-        width = layer.spec.bits_for(bits)
+        own = layer.spec.bits_for(bits)
         shape = layer.out_features, layer.in_features
         if layer.is_matrix:
-            total += PackedWeight.bytes_of(shape, width, layer.spec.inputs_per_scale(width, layer.in_features))
+            total += PackedWeight.bytes_of(shape, own, layer.spec.inputs_per_scale(own, layer.in_features))
         else:
             total += layer.numel * layer.dtype.itemsize
     return total

@@ -1,4 +1,4 @@
-"""Which tensors a model is stored as, and copies that share them."""
+"""The tensors that a model is stored as, and copies that share them."""
 
 import copy
 from collections.abc import Iterable

@@ -39,7 +39,7 @@ CLIP_RATIOS = (
 
 
 def highest_code(bits: int) -> int:
-    """The highest code of a signed width; the lowest is one below its negative."""
+    """Return the highest code of a signed bit-width; the lowest is one below its negative."""
     return int(2 ** (bits - 1) - 1)
 
 
@@ -149,7 +149,7 @@ class Sample(NamedTuple):
 
 @torch.no_grad()
 def best_range(sample: Sample, bits: int, extremes: Tensor, start: str) -> tuple[float, float]:
-    """How far below and above zero an asymmetric range should go that rounds a tensor on one scale.
+    """Return how far below and above zero an asymmetric range should go that rounds a tensor on one scale.
 
     `start` is "min-max", the `extremes`, `(2,)`, themselves; "percentile", those of `PERCENTILES` that round with the
     least squared error; or "search", the shares of the extremes that do, each side on its own.

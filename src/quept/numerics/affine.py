@@ -35,7 +35,7 @@ def join_groups(grouped: Tensor, in_features: int) -> Tensor:
 
 
 def groups_per_row(in_features: int, inputs_per_scale: int) -> int:
-    """How many scales a row of `in_features` weights has."""
+    """Return the number of scales that a row of `in_features` weights has."""
     return -(-in_features // inputs_per_scale)
 
 

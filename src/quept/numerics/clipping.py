@@ -1,4 +1,4 @@
-"""Where a clipped range starts: a search over shares of each group's range, before anything is trained."""
+"""Search for the clip ratios that training starts from."""
 
 import torch
 from torch import Tensor

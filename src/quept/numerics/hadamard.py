@@ -2,7 +2,7 @@
 
 A Hadamard matrix has entries of one and minus one and orthogonal rows; divided by the root of its order it is a
 rotation that spreads every channel evenly over all others. The matrices are constructed, not listed: Sylvester's for
-powers of two, Paley's from the squares of a finite field, and Kronecker products of these. That covers the widths of
+powers of two, Paley's from the squares of a finite field, and Kronecker products of these. That covers the sizes of
 published models with few exceptions; a size with none of its own is rotated in parts.
 
 Multiplying by a Kronecker product is multiplying along each of its axes, so a vector of `n` channels costs

@@ -27,7 +27,7 @@ class Quantized(NamedTuple):
 
 
 def clip_ratio(bits: int) -> float:
-    """The share of minimum and maximum that a range keeps at a width."""
+    """Return the clip ratio of minimum and maximum at a bit-width."""
     return 0.95 if bits <= 4 else 1.0
 
 

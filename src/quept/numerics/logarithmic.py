@@ -2,7 +2,7 @@
 
 Attention's probabilities are many small values and a few large ones. Code `k` of `b` bits stands for
 `s 2^(-k / q)`, the largest code for zero: levels are close together where values are small. `q`, how many of them there
-are to each halving, is chosen per width: few bits need to reach far, many can afford to be fine.
+are to each halving, is chosen per bit-width: few bits need to reach far, many can afford to be fine.
 """
 
 from typing import Any

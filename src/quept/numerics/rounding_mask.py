@@ -1,8 +1,8 @@
 """Learned rounding (after SignRound, arXiv 2309.05516): offsets while it trains, one bit per weight afterwards.
 
-A rounding plane holds a bit per weight and width: 0 rounds to the nearest code, 1 to the neighbour on the weight's
-other side. Whether that is up or down follows from the weight, so a plane of zeros is rounding to nearest, and a weight
-that is read back in a narrower dtype keeps a code next to it. `formats.packing` packs planes, at one bit.
+A rounding mask holds a bit per weight and bit-width: 0 rounds to the nearest code, 1 to the neighbour on the weight's
+other side. Whether that is up or down follows from the weight, so a mask of zeros is rounding to nearest, and a weight
+that is read back in a narrower dtype keeps a code next to it. `formats.packing` packs masks, at one bit.
 """
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from quept.numerics.affine import Grid
 
 
 def flipped(grouped: Tensor, to: Grid, offset: Tensor) -> Tensor:
-    """Where an offset of at most half a step leads to another code than the nearest: bool, shaped like `grouped`.
+    """Return where an offset of at most half a step leads to another code than the nearest, as bool.
 
     A weight that lies on a code has no other side and keeps it.
     """
@@ -20,8 +20,8 @@ def flipped(grouped: Tensor, to: Grid, offset: Tensor) -> Tensor:
     return ((ratio + offset).round() != nearest) & (ratio != nearest)
 
 
-def mask_offset(grouped: Tensor, to: Grid, plane: Tensor) -> Tensor:
-    """The offset in steps with which `fake_quantize` and `codes` round as the plane says."""
+def mask_offset(grouped: Tensor, to: Grid, mask: Tensor) -> Tensor:
+    """Return the offset in steps with which `fake_quantize` and `codes` round as the mask says."""
     ratio = grouped / to.scale
     nearest = ratio.round()
-    return nearest + plane * (ratio - nearest).sign() - ratio
+    return nearest + mask * (ratio - nearest).sign() - ratio

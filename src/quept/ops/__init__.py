@@ -62,10 +62,10 @@ compiled.register()
 
 
 def available() -> bool:
-    """Whether quept's own kernels run."""
+    """Return whether quept's own kernels run."""
     return cpu.BACKEND.enabled and cpu.extension.available()
 
 
 def has_integer_product(device: torch.device) -> bool:
-    """Whether a backend has an exact integer product on this device."""
+    """Return whether a backend has an exact integer product on this device."""
     return integer_product.backend_on(device.type) is not None

@@ -28,9 +28,9 @@ def refined(
 ) -> list[Measurement]:
     """Improve the plan for a limit by what it does to the model; the plans that were tried, the best one last.
 
-    The first are the plan, the widest uniform one, that with its last linears at the next width, and the next uniform
-    one less what the divergence expanded around it can best do without. In every round the divergence is expanded
-    around the best plan that it was not yet expanded around, and changes that are better by that expansion are
+    The first are the plan, the widest uniform one, that with its last linears at the next bit-width, and the next
+    uniform one less what the divergence expanded around it can best do without. In every round the divergence is
+    expanded around the best plan that it was not yet expanded around, and changes that are better by that expansion are
     measured: one, two, four, ..., all. `progress` is told rounds done.
     """
     starts = [problem.within(limit), *problem.uniform(limit), *problem.last_wider(limit)]
@@ -70,8 +70,8 @@ def smallest(problem: Problem, measure: Measure, most: float, *, resolution: flo
     tried = [_measured(problem, problem.most, measure)]
     if not tried[0].value <= most:
         raise InvalidInput(
-            f"No plan reaches {most:g}: the best that the allowed widths give measures {tried[0].value:.6g}. Allow "
-            "wider ones, or raise the limit."
+            f"No plan reaches {most:g}: the best that the allowed bit-widths give measures {tried[0].value:.6g}. Allow "
+            "more bits, or raise the limit."
         )
     answer = tried[0]
     low, high = problem.least, problem.most

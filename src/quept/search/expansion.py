@@ -1,10 +1,10 @@
-"""What every change of a plan would do, to second order, from one backward pass.
+"""The effect of every change of a plan, to second order, from one backward pass.
 
-A linear's other width changes its output, and the gradient says what that does to the predictions. The divergence from
-full precision moves by the slope along the change, and by half of the change squared in the metric of the Fisher
+A linear's other bit-width changes its output, and the gradient says what that does to the predictions. The divergence
+from full precision moves by the slope along the change, and by half of the change squared in the metric of the Fisher
 information: the mean square, over outcomes drawn from the predictions, of gradient times change. Between two linears it
 is the mean product. That is negative where one makes up for what the other does wrong, as linears do that were
-calibrated one behind the other at the same width.
+calibrated one behind the other at the same bit-width.
 
 Gradient times change is taken token by token, which leaves out how one token's change meets another's.
 """
@@ -28,15 +28,15 @@ from quept.search.target import SearchTarget
 
 SEED = 0  # of the outcomes that are drawn
 
-Column = tuple[str, str]  # a linear's path and a width
+Column = tuple[str, str]  # a linear's path and a bit-width
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """The divergence around a precision, in nats per row: of its own, and of changing linears to other widths.
+    """The divergence around a precision, in nats per row: of its own, and of changing linears to other bit-widths.
 
     Attributes:
-        columns: each linear at each width that it may take.
+        columns: each linear at each bit-width that it may take.
         divergence: the divergence as it is.
         slopes: the first-order change for each column, `(columns,)`; zero around full precision.
         products: the second-order change for each pair of columns, `(columns, columns)`; a change of several linears
@@ -49,32 +49,32 @@ class Expansion:
     products: NDArray[np.float64]
 
     def errors(self) -> dict[str, dict[str, float]]:
-        """The change that each linear alone makes at each width, by path and width."""
+        """Return the change that each linear alone makes, by path and bit-width."""
         found: dict[str, dict[str, float]] = {}
         alone = self.slopes + np.diagonal(self.products)
-        for (path, width), error in zip(self.columns, alone.tolist(), strict=True):
-            found.setdefault(path, {})[width] = error
+        for (path, bits), error in zip(self.columns, alone.tolist(), strict=True):
+            found.setdefault(path, {})[bits] = error
         return found
 
 
 def expand(target: SearchTarget, around: PrecisionLike = None, *, progress: Progress | None = None) -> Expansion:
     """The second-order expansion of a model's divergence around a precision; see `Expansion`.
 
-    One forward pass and one backward pass, two where the precision is not full, and each linear once more per width.
-    `progress` is told batches done and in total.
+    One forward pass and one backward pass, two where the precision is not full, and each linear once more per
+    bit-width. `progress` is told batches done and in total.
     """
     linears = {
         path: part for _, parts in target.parts() for path, part in parts.items() if isinstance(part, ElasticLinear)
     }
-    widths = {path: choices_of(part) for path, part in linears.items()}
-    columns = tuple((path, str(width)) for path, each in widths.items() for width in each)
+    choices = {path: choices_of(part) for path, part in linears.items()}
+    columns = tuple((path, str(bits)) for path, each in choices.items() for bits in each)
     slopes = torch.zeros(len(columns), dtype=torch.float64)
     products = torch.zeros(len(columns), len(columns), dtype=torch.float64)
     generator, rows, divergence = torch.Generator().manual_seed(SEED), 0, 0.0
     for done, batch in enumerate(target.inputs, start=1):
         with torch.no_grad(), at_precision(target.model, None):
             expected = target.logits(batch).double().log_softmax(-1)
-        effects = _Effects(widths)
+        effects = _Effects(choices)
         with at_precision(target.model, None), at_precision(target.model, around), ExitStack() as stack:
             for part in linears.values():
                 stack.enter_context(_watched(part, effects))
@@ -97,10 +97,10 @@ def expand(target: SearchTarget, around: PrecisionLike = None, *, progress: Prog
 
 
 class _Effects:
-    """Gradient times change of the output, row by row, for every linear and width of one backward pass."""
+    """Gradient times change of the output, row by row, for every linear and bit-width of one backward pass."""
 
-    def __init__(self, widths: Mapping[str, Sequence[Precision]]) -> None:
-        self.widths = widths
+    def __init__(self, choices: Mapping[str, Sequence[Precision]]) -> None:
+        self.choices = choices
         self.rows = 1  # of predictions: a row may be of many tokens, whose effects on it add up
         self._found: dict[str, Tensor] = {}
 
@@ -108,15 +108,15 @@ class _Effects:
     def see(self, layer: ElasticLinear, hidden: Tensor, output: Tensor, slope: Tensor) -> None:
         """Note a linear's effects: of its inputs, `(..., in)`, its output, `(..., out)`, and the gradient there."""
         found = []
-        for width in self.widths[layer.path]:
-            with at_precision(layer, {layer.path: width}):
+        for bits in self.choices[layer.path]:
+            with at_precision(layer, {layer.path: bits}):
                 change = layer.forward(hidden) - output
             found.append((change.float() * slope.float()).sum(-1).reshape(self.rows, -1).sum(-1))
         self._found[layer.path] = torch.stack(found, dim=1).cpu()
 
     def taken(self) -> Tensor:
         """All effects, `(rows, columns)`, float64; what is noted next is of another backward pass."""
-        effects = torch.cat([self._found[path] for path in self.widths], dim=1)
+        effects = torch.cat([self._found[path] for path in self.choices], dim=1)
         self._found = {}
         return effects.double()
 

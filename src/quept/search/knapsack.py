@@ -159,7 +159,7 @@ class _Problem:
             place[[owner[best], owner[beside[best]]]] = best, beside[best]
 
     def reduced(self, known: int) -> "_Problem":
-        """The same without the options with which no total error comes down to `known`."""
+        """Return the problem without the options with which no total error comes down to `known`."""
         items = []
         for item, dearer in zip(self.items, self.bound.dearer, strict=True):
             kept = self.bound.least + dearer <= known + SLACK

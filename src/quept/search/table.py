@@ -1,4 +1,4 @@
-"""A table of sensitivities: what each part of a model costs in accuracy at each width, measured once, saved as JSON."""
+"""A table of sensitivities: the cost of each part of a model in accuracy at each bit-width, saved as JSON."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Origin(Value):
-    """What a table was measured on: everything that determines its numbers, up to the machine's rounding.
+    """The origin of a table: everything that determines its numbers, up to the machine's rounding.
 
     `model` is the digest of what made the artifact, `data_sha256` that of the inputs. `rows` are how many predictions
     count.
@@ -37,11 +37,11 @@ class Origin(Value):
 
 
 class SensitivityTable(Value):
-    """What the model's divergence from full precision becomes when one part alone takes a width.
+    """Divergences of a model from full precision when one part alone takes a bit-width.
 
-    `parts` are the divergences, in nats per row, by path and width (`"4"`, `"w16a8"`, `"kv4"`). `pairs` are the
-    correlations of what two linears do to the predictions: a row of numbers for every linear and plain width, in the
-    order of `parts`, each with those before it; the first row is empty. A table may be without.
+    `parts` are the divergences, in nats per row, by path and bit-width (`"4"`, `"w16a8"`, `"kv4"`). `pairs` are the
+    correlations of what two linears do to the predictions: a row of numbers for every linear and plain bit-width, in
+    the order of `parts`, each with those before it; the first row is empty. A table may be without.
     """
 
     format: Literal["quept-sensitivity"] = "quept-sensitivity"
@@ -54,27 +54,27 @@ class SensitivityTable(Value):
     @classmethod
     def _check_parts(cls, parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for path, errors in parts.items():
-            for width, error in errors.items():
+            for precision, error in errors.items():
                 if not math.isfinite(error):
-                    raise ValueError(f"the sensitivity of {path} at {width} is {error}, not a finite number")
-                if str(Precision.parse(width)) != width:
-                    raise ValueError(f"the width {width!r} of {path} is written {Precision.parse(width)}")
+                    raise ValueError(f"the sensitivity of {path} at {precision} is {error}, not a finite number")
+                if str(Precision.parse(precision)) != precision:
+                    raise ValueError(f"the precision {precision!r} of {path} is written {Precision.parse(precision)}")
         return parts
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
         if self.pairs and len(self.pairs) != len(self.columns):
-            raise ValueError(f"pairs has {len(self.pairs)} rows; the linears' widths are {len(self.columns)}")
+            raise ValueError(f"pairs has {len(self.pairs)} rows; the linears' bit-widths are {len(self.columns)}")
         self.products()
         return self
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """What the rows of `pairs` are of: path and width."""
-        return [(path, width) for path, errors in self.parts.items() for width in errors if width.isdigit()]
+        """The path and bit-width of each row of `pairs`."""
+        return [(path, precision) for path, errors in self.parts.items() for precision in errors if precision.isdigit()]
 
     def products(self) -> NDArray[np.float64]:
-        """What two linears add to the sum of their divergences, twice, `(columns, columns)`; zeros without `pairs`.
+        """Return what two linears add to the sum of their divergences, twice, `(columns, columns)`; zeros by default.
 
         It is their correlation times the root of both divergences. So the divergence of a plan, its own sum and that
         over all its pairs, is never negative.
@@ -86,7 +86,7 @@ class SensitivityTable(Value):
             if len(numbers) != place or not all(-1 <= number <= 1 for number in numbers):
                 raise ValueError(f"row {place} of pairs must hold {place} numbers from -1 to 1")
             matrix[place, :place] = matrix[:place, place] = numbers
-        roots = np.sqrt([max(self.parts[path][width], 0.0) for path, width in self.columns])
+        roots = np.sqrt([max(self.parts[path][precision], 0.0) for path, precision in self.columns])
         return np.asarray(matrix * roots[:, None] * roots)
 
     def with_pairs(self, expansion: Expansion) -> Self:
@@ -117,7 +117,7 @@ class SensitivityTable(Value):
 
 
 def model_digest(manifest: Any) -> str:
-    """What tells an artifact from others, also once it was saved again: how it was made, and what that led to."""
+    """Return a digest that tells an artifact from others, also once it was saved again."""
     # Defaults left out: a setting that later releases add must not make an artifact another one.
     # Former names, and no version: what an artifact is does not change with the words for it.
     left_out = ("files", "dtype", *(["version"] if manifest.version > 1 else []))
@@ -131,17 +131,17 @@ def rank_correlation(one: SensitivityTable, other: SensitivityTable) -> float:
     Raises `InvalidInput` where that is less than two numbers, or all are equal in one of them.
     """
     shared = [
-        (error, other.parts[path][width])
+        (error, other.parts[path][precision])
         for path, errors in one.parts.items()
-        for width, error in errors.items()
-        if width in other.parts.get(path, {})
+        for precision, error in errors.items()
+        if precision in other.parts.get(path, {})
     ]
     first, second = (_ranks([pair[side] for pair in shared]) for side in (0, 1))
     middle = (len(shared) + 1) / 2
     products = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
     squares = math.prod(sum((rank - middle) ** 2 for rank in ranks) for ranks in (first, second))
     if not squares:
-        raise InvalidInput("The two tables share too little to be compared: measure the same parts and widths.")
+        raise InvalidInput("The two tables share too little to be compared: measure the same parts and bit-widths.")
     return products / math.sqrt(squares)
 
 

@@ -42,7 +42,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def available() -> bool:
-    """Whether the module is there. The first time that it is not, unless it was turned off, warn and say what to do."""
+    """Return whether the module is there. The first time that it is not, and was not turned off, warn what to do."""
     module, why = _load()
     if module is None and ENVIRONMENT not in why:
         _warn(why)

@@ -88,7 +88,7 @@ def rebuild(
     """`ops.rebuild`, every row in one pass."""
     given = (
         *(store.master, store.master_scale, store.up, store.down),
-        *(store.adapter_scale, store.clip_ratios, store.plane),
+        *(store.adapter_scale, store.clip_ratios, store.mask),
     )
     if not store.master.numel() or not all(each is None or is_plain(each) for each in given):
         return NotImplemented

@@ -10,7 +10,7 @@ ROW_TYPES = (torch.float32, torch.bfloat16)  # of the values that kernels rotate
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has memory that kernels can read."""
+    """Return whether a tensor has memory that kernels can read."""
     # Exactly these classes: others, such as a tracer's, have no memory to read from.
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
         return False
@@ -18,12 +18,12 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether kernels can read a tensor and no gradient is asked of it."""
+    """Return whether kernels can read a tensor and no gradient is asked of it."""
     return is_plain(tensor) and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
 def takes_rows(values: Tensor) -> bool:
-    """Whether kernels run here and can read rows of these values."""
+    """Return whether kernels run here and can read rows of these values."""
     return values.dtype in ROW_TYPES and is_readable(values) and extension.available()
 
 
