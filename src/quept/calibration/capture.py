@@ -65,7 +65,7 @@ class _Recorder(Passthrough):
 def _without_blocks(
     model: Any, architecture: Architecture, part: Any, dtype: torch.dtype
 ) -> tuple[Any, list[_Recorder]]:
-    """A copy of `part` (the model, or its base) in `dtype` with recorders in the blocks' place, and these in order.
+    """Return a copy of `part` (the model, or its base) in `dtype` with recorders in place of its blocks, and these.
 
     While it is made, the model's blocks are out of their place: nothing else may run the model at that moment.
     """
@@ -96,7 +96,7 @@ class ModelStem:
 
     @torch.no_grad()
     def hidden_states(self, samples: Tensor) -> Tensor:
-        """The first block's input, `(batch, tokens, hidden)`."""
+        """Return the first block's input, `(batch, tokens, hidden)`."""
         with quiet(), suppress(_AllBlocksCalled):
             self._base(**self._architecture.task.arguments(samples))
         hidden = self._recorders[0].hidden
@@ -128,7 +128,7 @@ class ModelHead:
         self.classes = architecture.task.classes(model.config)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The logits, `(batch, tokens, classes)` or `(batch, classes)`, that follow from the last block's output."""
+        """Return the logits, `(batch, tokens, classes)` or `(batch, classes)`, of the last block's output."""
         placeholder = self._sample[:, : hidden.shape[1]] if self.per_token else self._sample
         placeholders = placeholder.expand(len(hidden), *placeholder.shape[1:])
         with self._lock:

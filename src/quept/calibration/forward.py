@@ -21,7 +21,7 @@ class ForwardPass(Protocol):
     """Runs a block, and derives the weights of its linears, both with gradients."""
 
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output, `(batch, tokens, hidden)`."""
+        """Return the block's output, `(batch, tokens, hidden)`."""
 
     def weight(self, weight: TrainableWeight, bits: int) -> Tensor:
         """Return a weight at `bits`, `(out, in)`."""
@@ -44,7 +44,7 @@ class EagerForward:
         return nullcontext()
 
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output, `(batch, tokens, hidden)`."""
+        """Return the block's output, `(batch, tokens, hidden)`."""
         return call(module, hidden)
 
     def weight(self, weight: TrainableWeight, bits: int) -> Tensor:
@@ -71,7 +71,7 @@ class CompiledForward(EagerForward):
         return found
 
     def __call__(self, call: BlockCall, module: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output, `(batch, tokens, hidden)`."""
+        """Return the block's output, `(batch, tokens, hidden)`."""
         output = self._tried(self._run, call, module, hidden)
         return super().__call__(call, module, hidden) if output is None else output
 

@@ -22,7 +22,7 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"mae": F.l1_loss, "mse
 
 
 def output_error(loss: Loss) -> Objective:
-    """The mean error between hidden states."""
+    """Return the mean error between hidden states."""
 
     def objective(target: Tensor, rows: Rows) -> Error:
         return lambda output: LOSSES[loss](output.float(), target.float())
@@ -40,7 +40,7 @@ def prediction_error(head: ModelHead, windows: Tensor | None = None, label_weigh
     """
 
     def expected(target: Tensor, following: Tensor | None) -> Tensor:
-        """The logarithm of the wanted distributions, `(tokens, vocabulary)`."""
+        """Return the logarithm of the wanted distributions, `(tokens, vocabulary)`."""
         with torch.no_grad():
             wanted = head(target).flatten(0, -2).float().log_softmax(-1)
             return wanted if following is None else mixed(wanted, following.flatten().to(wanted.device), label_weight)
@@ -72,12 +72,12 @@ def prediction_error(head: ModelHead, windows: Tensor | None = None, label_weigh
 
 
 def following_tokens(windows: Tensor) -> Tensor:
-    """The token that comes after each of `(samples, tokens)`; -1 after the last."""
+    """Return the token that comes after each of `(samples, tokens)`; -1 after the last."""
     return F.pad(windows[:, 1:].to(torch.int64), (0, 1), value=-1)
 
 
 def mixed(log_p: Tensor, following: Tensor, share: float) -> Tensor:
-    """The logarithm of `(1 - share) p + share` at the following token; rows `(tokens, vocabulary)`, changed in place.
+    """Return the logarithm of `(1 - share) p + share` at the following token; rows `(tokens, vocabulary)`, in place.
 
     Where nothing follows (-1), `p` is left alone.
     """

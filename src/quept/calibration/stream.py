@@ -36,7 +36,7 @@ class Stream:
         return self._states.shape[1:]
 
     def read(self, rows: Sequence[int] | slice) -> Tensor:
-        """A copy of the given samples on the compute device, `(rows, tokens, hidden)`."""
+        """Return a copy of the given samples on the compute device, `(rows, tokens, hidden)`."""
         return self._states[rows if isinstance(rows, slice) else list(rows)].to(self.device, copy=True)
 
     def write(self, rows: slice, states: Tensor) -> None:
@@ -62,7 +62,7 @@ class StreamStore:
         self._lock = threading.Lock()  # streams are rewritten side by side
 
     def empty(self, samples: int, tokens: int, hidden: int, dtype: torch.dtype) -> Stream:
-        """A stream of undefined content."""
+        """Return a stream of undefined content."""
         count = samples * tokens * hidden
         size = count * dtype.itemsize
         with self._lock:
@@ -107,7 +107,7 @@ class StreamStore:
         return replaced
 
     def copy(self, stream: Stream, chunk: int) -> Stream:
-        """A stream of its own with the same content."""
+        """Return a stream of its own with the same content."""
         samples, tokens, hidden = stream._states.shape
         fresh = self.empty(samples, tokens, hidden, stream._states.dtype)
         for rows in stream.chunks(chunk):
@@ -116,6 +116,6 @@ class StreamStore:
 
 
 def _size(states: Tensor) -> tuple[int, int]:
-    """Tokens and channels."""
+    """Return the numbers of tokens and channels."""
     _, tokens, hidden = states.shape
     return tokens, hidden

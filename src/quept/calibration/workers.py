@@ -105,7 +105,7 @@ class WorkerPool:
 
 
 def _memory() -> int:
-    """Bytes of memory that the machine has, or that the container may use of it."""
+    """Return the bytes of memory that the machine has, or that the container may use of it."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else UNKNOWN_MEMORY
     for limit in LIMITS:
         with suppress(OSError, ValueError):  # there is none, or it says "max"

@@ -56,7 +56,7 @@ class Workspace:
             raise InvalidInput(f"An unfinished calibration is in {self.folder}; go on with --resume, or remove it.")
 
     def finished(self, fingerprint: Mapping[str, Any]) -> Manifest | None:
-        """The manifest of the finished output, if there is one; `InvalidInput` if it is of another run."""
+        """Return the manifest of the finished output, if there is one; `InvalidInput` if it is of another run."""
         if not is_artifact(self.output):
             return None
         manifest = read_manifest(self.output, verify=False)
@@ -98,7 +98,7 @@ class Workspace:
         return bool(shards_of(self.folder, stem))
 
     def read(self, stem: str) -> tuple[dict[str, Tensor], Any]:
-        """The tensors of a finished part, and the note written with them."""
+        """Return the tensors of a finished part, and the note written with them."""
         try:
             shards = shards_of(self.folder, stem)
             return read_shards(shards), json.loads(read_note(shards[0]) or "null")
@@ -125,7 +125,7 @@ class Workspace:
             raise QueptError(refusal(self.output, error)) from None
 
     def files(self) -> dict[str, FileRecord]:
-        """Records of the artifact's files written so far."""
+        """Return records of the artifact's files written so far."""
         return {name: record for name, record in record_files(self.folder).items() if name not in (FINGERPRINT, LOCK)}
 
     def release(self) -> None:
@@ -145,7 +145,7 @@ class Workspace:
         return not any(self.folder.iterdir()) or any((self.folder / name).exists() for name in names)
 
     def _fingerprint(self) -> Mapping[str, Any] | None:
-        """The fingerprint of the work in the folder; None if there is none yet."""
+        """Return the fingerprint of the work in the folder; None if there is none yet."""
         path = self.folder / FINGERPRINT
         if path.is_file():
             try:
@@ -159,7 +159,7 @@ class Workspace:
 
 
 def manifest_fingerprint(manifest: Manifest) -> dict[str, Any]:
-    """The facts that determined a finished artifact."""
+    """Return the facts that determined a finished artifact."""
     return {"recipe": manifest.recipe.model_dump(mode="json"), **manifest.provenance.model_dump(mode="json")}
 
 

@@ -36,7 +36,7 @@ class Value(BaseModel):
             raise InvalidInput(f"{origin} is not valid: {describe(error)}") from None
 
     def updated(self, **changes: Any) -> Self:
-        """A copy with `changes`, validated like a new value."""
+        """Return a copy with `changes`, validated like a new value."""
         return type(self).parse({**self.model_dump(), **self._renamed(changes)}, origin=type(self).__name__)
 
     def dump_under_former_names(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def round_master(weight: Tensor, inputs_per_scale: int) -> tuple[Tensor, Tensor]
 
 
 def dense_master(codes: Tensor, scale: Tensor, inputs_per_scale: int) -> Tensor:
-    """The weight that `round_master` gave the codes and scales of: `(out, in)` float32."""
+    """Return the weight that `round_master` gave the codes and scales of: `(out, in)` float32."""
     if scale.shape[1] == 1:
         return codes.to(torch.float32).mul_(scale.to(torch.float32))
     grouped = split_groups(codes, inputs_per_scale).to(torch.float32)
@@ -35,7 +35,7 @@ def dense_master(codes: Tensor, scale: Tensor, inputs_per_scale: int) -> Tensor:
 
 
 def master_groups(in_features: int, group_size: int | None) -> tuple[int, int]:
-    """Inputs under one scale of the master, and scales per row."""
+    """Return the inputs under one scale of the master, and scales per row."""
     inputs = min(group_size or in_features, in_features)
     return inputs, groups_per_row(in_features, inputs)
 
@@ -67,7 +67,7 @@ def round_clip_ratios(clip_ratio: Tensor, bits: int) -> Tensor:
 
 
 def byte_clip_ratios(codes: Tensor, bits: int) -> Tensor:
-    """The codes of `round_clip_ratios` as bytes `(2, out, groups)`, uint8, that stand for (byte + 1) / 256."""
+    """Return the codes of `round_clip_ratios` as bytes `(2, out, groups)`, uint8, that stand for (byte + 1) / 256."""
     if bits == 8:
         return codes
     return torch.stack((codes & 15, codes >> 4)) * 16 + 15

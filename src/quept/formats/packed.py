@@ -101,7 +101,7 @@ class PackedWeight:
 
     @classmethod
     def empty(cls, shape: tuple[int, int], bits: int, inputs_per_scale: int) -> "PackedWeight":
-        """A weight on a CPU whose tensors are uninitialized, for a kernel to fill."""
+        """Return a weight on a CPU whose tensors are uninitialized, for a kernel to fill."""
         out_features, in_features = shape
         groups = affine.groups_per_row(in_features, inputs_per_scale)
         codes = empty_bytes(out_features, tiles.bytes_per_row(in_features, bits))
@@ -136,7 +136,7 @@ class PackedWeight:
         return row_scale if self.scale is None else self.scale.to(torch.float32) * row_scale
 
     def unpacked(self) -> Tensor:
-        """The codes, uint8 `(out, in)`."""
+        """Return the codes, uint8 `(out, in)`."""
         return tiles.unpack(self.codes, self.bits, self.shape[1])
 
     def dequantize(self, dtype: torch.dtype, rows: slice | None = None) -> Tensor:

@@ -56,12 +56,12 @@ class KeyValueCache(Cache):  # type: ignore[misc]
         )
 
     def bytes(self) -> int:
-        """Bytes held in memory, with the room that buffers have to grow."""
+        """Return the bytes held in memory, with the room that buffers have to grow."""
         held: int = sum(layer.bytes() for layer in self.layers)
         return held
 
     def bytes_at(self, dtype: torch.dtype) -> int:
-        """Bytes that the tokens now held would take as plain tensors of `dtype`."""
+        """Return the bytes that the tokens now held would take as plain tensors of `dtype`."""
         numbers: int = sum(layer.numbers() for layer in self.layers)
         return numbers * dtype.itemsize
 
@@ -124,11 +124,11 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
         return past + length, self._seen - past
 
     def get_seq_length(self) -> int:
-        """Tokens seen, with those that were forgotten."""
+        """Return the number of tokens seen, with those that were forgotten."""
         return self._seen
 
     def get_max_length(self) -> int:
-        """The window; -1 for no limit."""
+        """Return the window; -1 for no limit."""
         return -1 if self.sliding_window is None else self.sliding_window
 
     get_max_cache_shape = get_max_length  # as transformers 5.3 calls it
@@ -177,7 +177,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[misc]
             self._latest = self._latest[:, indices.to(self._latest.device)]
 
     def bytes(self) -> int:
-        """Bytes held in memory."""
+        """Return the bytes held in memory."""
         return self._latest.nbytes + sum(segment.bytes() for segment in self._segments)
 
     def numbers(self) -> int:

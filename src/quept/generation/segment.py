@@ -21,7 +21,7 @@ class Segment:
         self._buffer = _with_room(self._encode(states), 0)
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Return the number of tokens."""
         return self._stop - self._start
 
     def append(self, states: Tensor) -> None:
@@ -33,7 +33,7 @@ class Segment:
         self._stop += rows.shape[-2]
 
     def states(self) -> Tensor:
-        """The states of all tokens, dequantized. They may be a view of the buffer."""
+        """Return the states of all tokens, dequantized. They may be a view of the buffer."""
         if self.bits is None:
             return self._live()
         codes, scale, zero_point = torch.split(self._live(), [bytes_per_row(self._size, self.bits), 2, 1], dim=-1)
@@ -61,7 +61,7 @@ class Segment:
         self._start, self._stop = 0, len(self)
 
     def bytes(self) -> int:
-        """Bytes held in memory, with the room to grow."""
+        """Return the bytes held in memory, with the room to grow."""
         return self._buffer.nbytes
 
     def _encode(self, states: Tensor) -> Tensor:
@@ -89,5 +89,5 @@ def _with_room(rows: Tensor, more: int) -> Tensor:
 
 
 def _room(tokens: int) -> int:
-    """Tokens to leave room for: a share, so that a token is moved a bounded number of times, and a small one."""
+    """Return the number of tokens to leave room for: a share, so that a token moves a bounded number of times."""
     return tokens // 16 + 16

@@ -49,7 +49,7 @@ class AttentionOperands(Adjustable[OperandSetting]):
         return self._observing or self.bits is not None or self.queries.override is not None
 
     def quantizers(self) -> Iterator[Quantizer]:
-        """All four."""
+        """Return all four."""
         yield from (self.queries, self.keys, self.probabilities, self.values)
 
     @contextmanager

@@ -77,7 +77,7 @@ class WeightCache:
         return dict(sorted(sizes.items()))
 
     def __reduce__(self) -> tuple[type["WeightCache"], tuple[int | None]]:
-        """A copied model derives its own weights."""
+        """Copy the model without its derived weights: the copy derives its own."""
         return type(self), (self.budget,)
 
     def _keep(self, key: Key, weight: Sized, in_force: Container[Key]) -> bool:

@@ -76,11 +76,11 @@ class EightBitStore(KeepDtype):
         return codes, Grid(scale, torch.full_like(scale, middle), 2 * middle - 1)
 
     def weight(self) -> Tensor:
-        """The master, `(out, in)` float32."""
+        """Return the master, `(out, in)` float32."""
         return eight_bit.dense_master(self.master, self.master_scale, self.inputs_per_scale)
 
     def adapter(self, columns: slice) -> Tensor:
-        """The product of some of the factors' components, `(out, in)` float32."""
+        """Return the product of some of the factors' components, `(out, in)` float32."""
         assert self.up is not None
         assert self.down is not None
         assert self.adapter_scale is not None

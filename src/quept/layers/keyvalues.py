@@ -75,7 +75,7 @@ class KeyValues(KeepDtype, Adjustable[int | None]):
         return _times(queries, _rotation(queries.shape[-1], torch.float32, queries.device), queries.dtype)
 
     def rotate_back(self, output: Tensor) -> Tensor:
-        """The attention's output, `(..., head size)`, as if its values had not been rotated."""
+        """Return the attention's output, `(..., head size)`, as if its values had not been rotated."""
         if not self.rotates_values:
             return output
         return _times(output, _rotation(output.shape[-1], torch.float32, output.device).T, output.dtype)
@@ -125,7 +125,7 @@ _ROTATIONS: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
 def _rotation(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix by which row vectors are rotated, `(size, size)`; its transpose rotates them back.
+    """Return the matrix by which row vectors are rotated, `(size, size)`; its transpose rotates them back.
 
     Heads are so narrow that one product with a dense matrix is faster than several with its factors.
     """

@@ -19,6 +19,6 @@ class Passthrough(nn.Module):
         self.replacement, self.outputs = replacement, outputs
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The states that the next block gets, and None for all else that the block returns."""
+        """Return the states that the next block gets, and None for all else that the block returns."""
         states = hidden if self.replacement is None else self.replacement
         return (states, *[None] * (self.outputs - 1)) if self.outputs else states

@@ -118,12 +118,12 @@ class TokenQuantizer(Quantizer):
         self.clipping = _parameters(spec, torch.full((1,), CLIPPING_START, device=device))
 
     def grid(self, bits: int) -> TokenGrid:
-        """The learned share of each token's range."""
+        """Return the learned share of each token's range."""
         logit = self.clipping[str(bits)]
         return TokenGrid(torch.sigmoid(logit), logit.new_tensor(float(activations.highest_code(bits))))
 
     def min_max_grid(self, bits: int) -> TokenGrid:
-        """All of each token's range."""
+        """Return all of each token's range."""
         return TokenGrid(torch.ones_like(self.clipping[str(bits)]), self.grid(bits).highest)
 
     def round(self, values: Tensor, grid: TokenGrid) -> Tensor:
@@ -182,7 +182,7 @@ class ObservedQuantizer(Quantizer):
         return observing
 
     def learned(self) -> dict[str, Tensor]:
-        """The ranges, and the extremes."""
+        """Return the ranges, and the minimum and maximum."""
         return {**super().learned(), "extremes": self.extremes}
 
 
@@ -235,7 +235,7 @@ class LogQuantizer(ObservedQuantizer):
         self.levels = _parameters(spec, torch.zeros(2, device=device))
 
     def grid(self, bits: int) -> LogGrid:
-        """The learned grid."""
+        """Return the learned grid."""
         scale, density = self.levels[str(bits)].exp()
         return LogGrid(scale, density, scale.new_tensor(float(2**bits - 1)))
 
@@ -258,7 +258,7 @@ class LogQuantizer(ObservedQuantizer):
 
 
 def quantizer(spec: Activations, device: torch.device) -> Quantizer:
-    """The quantizer of one tensor, as the settings say."""
+    """Return the quantizer of one tensor, as the settings say."""
     return TensorQuantizer(spec, device) if spec.range == "tensor" else TokenQuantizer(spec, device)
 
 

@@ -13,7 +13,7 @@ from quept.layers.quantizers import Quantizer
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All tensors that an artifact stores, each once, by name; shared ones under their first name."""
+    """Return all tensors that an artifact stores, each once, by name; shared ones under their first name."""
     seen: set[int] = set()
     unique = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -24,7 +24,7 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def learned_names(module: nn.Module) -> set[str]:
-    """The names of the tensors that calibration learns; those of shared modules stand under each of their paths."""
+    """Return the names of the tensors that calibration learns; shared modules stand under each of their paths."""
     return {
         f"{path}.{name}" if path else name
         for path, part in module.named_modules(remove_duplicate=False)

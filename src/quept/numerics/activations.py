@@ -92,7 +92,7 @@ class _TensorRounding(torch.autograd.Function):
 
 @torch.no_grad()
 def best_clip_ratio(values: Tensor, bits: int, importance: Tensor, group_size: int | None = None) -> float:
-    """The share of the ranges that rounds `values`, `(tokens, in)`, with the least weighted squared error.
+    """Return the share of the ranges that rounds `values`, `(tokens, in)`, with the least weighted squared error.
 
     `importance`, `(in,)`, weighs the channels: the squared norms of the columns that multiply them make the sum an
     estimate of the output error. Where two shares are as good, the wider one is taken.
@@ -136,11 +136,11 @@ class Sample(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence["Sample"]) -> "Sample":
-        """Samples of several parts as one of the whole."""
+        """Return samples of several parts as one of the whole."""
         return cls(torch.cat([part.values for part in parts]), torch.cat([part.weights for part in parts]))
 
     def quantiles(self, clip_ratios: Sequence[float]) -> list[float]:
-        """The values below which these shares of all lie."""
+        """Return the values below which these shares of all lie."""
         ordered, places = self.values.sort()
         reached = self.weights[places].double().cumsum(0)
         wanted = reached.new_tensor(list(clip_ratios)) * reached[-1]
@@ -180,7 +180,7 @@ def best_range(sample: Sample, bits: int, extremes: Tensor, start: str) -> tuple
 
 
 def _range_error(sample: Sample, extent: tuple[float, float], bits: int) -> float:
-    """The weighted squared error of rounding on a range."""
+    """Return the weighted squared error of rounding on a range."""
     highest = 2**bits - 1
     scale = max(sum(extent) / highest, TINY)
     zero_point = round(extent[0] / scale)

@@ -10,7 +10,7 @@ STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 
 
 def rectified_sigmoid(logit: Tensor) -> Tensor:
-    """A sigmoid stretched over (-0.1, 1.1) and clamped to [0, 1]."""
+    """Return a sigmoid stretched over (-0.1, 1.1) and clamped to [0, 1]."""
     return clamp(torch.sigmoid(logit) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW, 0, 1)
 
 
@@ -28,7 +28,7 @@ def rounding_logit(grouped: Tensor, to: Grid, adapter: Tensor) -> tuple[Tensor, 
 
 
 def soft_round(grouped: Tensor, to: Grid, adapter: Tensor) -> tuple[Tensor, Tensor]:
-    """The dequantized weight with soft rounding, and `h` itself; differentiable in the scale and the adapter."""
+    """Return the dequantized weight with soft rounding, and `h` itself; differentiable in the scale and the adapter."""
     floor, logit = rounding_logit(grouped, to, adapter)
     up = rectified_sigmoid(logit)
     code = clamp(floor + up + to.zero_point, 0, to.maximum)
@@ -36,7 +36,7 @@ def soft_round(grouped: Tensor, to: Grid, adapter: Tensor) -> tuple[Tensor, Tens
 
 
 def hard_offset(grouped: Tensor, to: Grid, adapter: Tensor) -> Tensor:
-    """The offset in steps that makes `fake_quantize` round as the policy says: up where the logit is positive."""
+    """Return the offset in steps with which `fake_quantize` rounds by the policy: up where the logit is positive."""
     floor, logit = rounding_logit(grouped, to, adapter)
     return floor + (logit >= 0).to(floor.dtype) - grouped / to.scale
 

@@ -46,7 +46,7 @@ def grid(
     high_clip_ratio: Tensor | None = None,
     symmetric: bool = False,
 ) -> Grid:
-    """The grid of `2**bits` codes over each group's range, clipped to shares of its minimum and maximum.
+    """Return the grid of `2**bits` codes over each group's range, clipped to shares of its minimum and maximum.
 
     `low_clip_ratio` and `high_clip_ratio` are `(out, groups, 1)` in (0, 1]; None leaves the range as it is, which is
     plain rounding to nearest. Differentiable in the shares and the weight; a group of zeros gets scale one.
@@ -60,7 +60,7 @@ def grid(
 
 
 def grid_between(low: Tensor, high: Tensor, bits: int, symmetric: bool = False) -> Grid:
-    """The grid of `2**bits` codes from `low` to `high`, `(out, groups, 1)` each, with zero among them.
+    """Return the grid of `2**bits` codes from `low` to `high`, `(out, groups, 1)` each, with zero among them.
 
     A symmetric one reaches as far on both sides, and one code farther below, with zero at the middle code.
     """
@@ -81,7 +81,7 @@ def asymmetric_grid(low: Tensor, high: Tensor, maximum: int) -> Grid:
 
 
 def min_max(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Each group's range, widened to hold zero: minimum and maximum, `(out, groups, 1)`."""
+    """Return each group's range, widened to hold zero: minimum and maximum, `(out, groups, 1)`."""
     if torch.is_grad_enabled() and grouped.requires_grad:
         # Finding where the extremes are costs more than their values, but far less than the gradient of amin and amax.
         low, high = grouped.min(-1, keepdim=True).values, grouped.max(-1, keepdim=True).values
@@ -121,7 +121,7 @@ def fake_quantize(grouped: Tensor, to: Grid, offset: Tensor | None = None) -> Te
 
 
 def codes(grouped: Tensor, to: Grid, offset: Tensor | None = None) -> Tensor:
-    """The integer codes (uint8) behind `fake_quantize`, equal to it bit for bit after `dequantize`."""
+    """Return the integer codes (uint8) behind `fake_quantize`, equal to it bit for bit after `dequantize`."""
     steps = grouped / to.scale
     if offset is not None:
         steps += offset

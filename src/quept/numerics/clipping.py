@@ -9,7 +9,7 @@ NARROWEST, CANDIDATES = 0.35, 27  # shares from the whole range down, 0.025 apar
 
 
 def best_clip_ratio(grouped: Tensor, bits: int, importance: Tensor, symmetric: bool = False) -> Tensor:
-    """The share of each group's range that rounds with the least weighted squared error, `(out, groups, 1)`.
+    """Return the share of each group's range that rounds with the least weighted squared error, `(out, groups, 1)`.
 
     `importance`, `(1, groups, inputs)`, weighs the squared errors: the inputs' mean squares make the sum an estimate
     of the output error. Both ends of a range get the same share. Where two are as good, the wider one is taken.

@@ -35,7 +35,7 @@ class Rotation:
 
     @classmethod
     def of(cls, size: int) -> "Rotation":
-        """The rotation of `size` channels with the fewest parts, and of these the most even."""
+        """Return the rotation of `size` channels with the fewest parts, and of these the most even."""
         if size < 1:
             raise ValueError(f"a rotation needs at least one channel, not {size}")
         return cls(_parts(size))

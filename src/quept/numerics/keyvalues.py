@@ -54,7 +54,7 @@ def fake_quantize(values: Tensor, bits: int) -> Tensor:
 
 
 def _steps(values: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes before they are limited to the grid, float32; scale and zero point as they are stored."""
+    """Return the codes before they are limited to the grid, float32; scale and zero point as they are stored."""
     maximum = 2**bits - 1
     values = values.float()
     low = values.amin(-1, keepdim=True).clamp_max(0) * clip_ratio(bits)

@@ -29,7 +29,7 @@ def fake_quantize(values: Tensor, scale: Tensor, density: Tensor, highest: Tenso
 
 @torch.no_grad()
 def best_grid(sample: Sample, bits: int) -> tuple[float, float]:
-    """The scale and density that round a sample with the least squared error; the coarser where they are as good."""
+    """Return the scale and density that round a sample with the least squared error; of equals the coarser."""
     values, weights = sample
     largest = float(values.max())
     if largest <= 0:

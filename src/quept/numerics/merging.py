@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def selective(outputs: Tensor, kept: float, weights: Sequence[float]) -> Tensor:
-    """The tokens least disturbed by quantization keep the highest group's output; the others mix all groups.
+    """Return the tokens least disturbed by quantization as the highest group has them, all others mixed of all groups.
 
     `outputs`: `(groups, batch, tokens, hidden)`, high to low. Per sample, the `kept` share of tokens with the
     highest cosine similarity between the highest and the lowest group takes the former as it is; ties go to the
@@ -23,14 +23,14 @@ def selective(outputs: Tensor, kept: float, weights: Sequence[float]) -> Tensor:
 
 
 def mixture(outputs: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted mean over groups; `(groups, batch, tokens, hidden)` to `(batch, tokens, hidden)`."""
+    """Return the weighted mean over groups; `(groups, batch, tokens, hidden)` to `(batch, tokens, hidden)`."""
     # In bfloat16, 0.3 + 0.3 + 0.4 is 1.002: the stream would grow with every block.
     exact = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     return torch.einsum("g,gbth->bth", exact.new_tensor(weights), exact).to(outputs.dtype)
 
 
 def random_choice(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Every token from one group drawn at random; `(groups, batch, tokens, hidden)` to `(batch, tokens, hidden)`."""
+    """Draw every token from one group; `(groups, batch, tokens, hidden)` to `(batch, tokens, hidden)`."""
     groups, batch, tokens, hidden = outputs.shape
     drawn = torch.randint(groups, (1, batch, tokens, 1), generator=generator).to(outputs.device)
     return outputs.gather(0, drawn.expand(1, batch, tokens, hidden)).squeeze(0)

@@ -90,7 +90,7 @@ def smallest(problem: Problem, measure: Measure, most: float, *, resolution: flo
 
 
 def front(problem: Problem, measure: Measure, limits: Sequence[int]) -> list[Measurement]:
-    """The plans for some limits, in the problem's units, each measured; plans that repeat are left out."""
+    """Return the plans for some limits, in the problem's units, each measured; plans that repeat are left out."""
     found: list[Measurement] = []
     for limit in limits:
         allocation = problem.within(limit)

@@ -58,7 +58,7 @@ class Expansion:
 
 
 def expand(target: SearchTarget, around: PrecisionLike = None, *, progress: Progress | None = None) -> Expansion:
-    """The second-order expansion of a model's divergence around a precision; see `Expansion`.
+    """Return the second-order expansion of a model's divergence around a precision; see `Expansion`.
 
     One forward pass and one backward pass, two where the precision is not full, and each linear once more per
     bit-width. `progress` is told batches done and in total.
@@ -115,7 +115,7 @@ class _Effects:
         self._found[layer.path] = torch.stack(found, dim=1).cpu()
 
     def taken(self) -> Tensor:
-        """All effects, `(rows, columns)`, float64; what is noted next is of another backward pass."""
+        """Return all effects, `(rows, columns)`, float64; what is noted next is of another backward pass."""
         effects = torch.cat([self._found[path] for path in self.choices], dim=1)
         self._found = {}
         return effects.double()

@@ -56,7 +56,7 @@ class Choice:
 
 
 def choose(items: Sequence[Sequence[Option]], budget: int) -> Choice:
-    """One option for each item, so that costs are at most `budget` and errors least in total.
+    """Choose one option for each item, so that costs are at most `budget` and errors least in total.
 
     Of equal errors the lesser cost is taken, of equal costs the choice that is first in order of positions, compared
     item by item. Where so many choices are nearly equal that more than `MOST_STATES` would have to be kept, the best
@@ -105,7 +105,7 @@ class _Problem:
 
     @classmethod
     def of(cls, items: Sequence[Sequence[Option]], budget: int) -> tuple["_Problem", float]:
-        """The problem in integers, and what its errors were multiplied by."""
+        """Return the problem in integers, and what its errors were multiplied by."""
         largest = sum(max(abs(option.error) for option in options) for options in items)
         # A power of two, so that errors that are short binary numbers, equal sums among them, stay what they are.
         factor = float(2.0 ** (DIGITS - 1 - np.frexp(largest)[1])) if largest else 1.0
@@ -128,12 +128,12 @@ class _Problem:
         return Relaxation.of(self.items, self.budget)
 
     def error(self, positions: Sequence[int]) -> int:
-        """The total error of a choice."""
+        """Return the total error of a choice."""
         chosen = zip(self.items, positions, strict=True)
         return sum(int(item.errors[item.positions == position][0]) for item, position in chosen)
 
     def improved(self, positions: Sequence[int]) -> tuple[int, ...]:
-        """A choice within the budget, from one within it: the best change of one item or two, until none is found."""
+        """Return a choice within the budget, from one within it, that no change of one item or two improves."""
         owner = np.repeat(np.arange(len(self.items)), [len(item.costs) for item in self.items])
         costs = np.concatenate([item.costs for item in self.items])
         errors = np.concatenate([item.errors for item in self.items])
@@ -167,7 +167,7 @@ class _Problem:
         return _Problem(tuple(items), self.budget)
 
     def solve(self, known: int, limit: int) -> tuple[tuple[int, ...] | None, bool]:
-        """The best choice, and whether no state was left out that could have led to a better one.
+        """Return the best choice, and whether no state was left out that could have led to a better one.
 
         `known` is an error that is possible: states that cannot come down to it are left out. So are the least
         promising beyond `limit`, after which there may be no choice left.
@@ -198,7 +198,7 @@ class _Problem:
 
 
 def _extended(states: _States, item: Item) -> _States:
-    """Every state with every option of one more item: the states with the first option, then with the next, ..."""
+    """Return every state with every option of one more item: all states with the first option, then the next."""
     count, options = len(states.costs), len(item.costs)
     costs = (item.costs[:, None] + states.costs).ravel()
     errors = (item.errors[:, None] + states.errors).ravel()
@@ -213,7 +213,7 @@ def _extended(states: _States, item: Item) -> _States:
 
 
 def _undominated(costs: Integers, errors: Integers, rank: Integers) -> Integers:
-    """The places, by rising cost, of what nothing else beats: cheaper with no more error, or first among equals."""
+    """Return the places, by rising cost, of what nothing beats: cheaper with no more error, or first of equals."""
     # Costs come in ascending runs, which a stable sort merges.
     order = np.argsort(costs, kind="stable")
     order = order[errors[order] <= np.minimum.accumulate(errors[order])]

@@ -31,16 +31,16 @@ class PairedProblem:
     pairs: Floats
 
     def error(self, choice: Integers) -> float:
-        """The error of an option for each item, `(items,)`."""
+        """Return the error of an option for each item, `(items,)`."""
         items = np.arange(len(choice))
         return float(self.errors[items, choice].sum() + self.pairs[items, choice][:, items, choice].sum())
 
     def improved(self, start: Integers, limit: int) -> Integers:
-        """A choice within the limit that no change of one or two items makes better, from one within it."""
+        """Return a choice within the limit that no change of one or two items makes better, from one within it."""
         return self.path(start, limit)[-1]
 
     def path(self, start: Integers, limit: int) -> list[Integers]:
-        """The choices on the way there, each one change from the one before; the first is the start."""
+        """Return the choices on the way there, each one change from the one before; the first is the start."""
         path = [start.copy()]
         least = LEAST_GAIN * (float(np.abs(self.errors).max()) or 1.0)
         while True:
@@ -52,7 +52,7 @@ class PairedProblem:
                 path[-1][item] = option
 
     def _best_move(self, choice: Integers, limit: int, least: float) -> list[tuple[int, int]] | None:
-        """The change of one item, or else of two, that lowers the error most; the first of equal ones."""
+        """Return the change of one item, or else of two, that lowers the error most; the first of equal ones."""
         items, (count, options) = np.arange(len(choice)), self.costs.shape
         room = limit - int(self.costs[items, choice].sum())
         spent = self.costs - self.costs[items, choice][:, None]

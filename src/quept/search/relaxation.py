@@ -28,7 +28,7 @@ class Bound:
     errors: NDArray[np.float64]  # at these
 
     def least_error(self, capacity: Integers) -> NDArray[np.float64]:
-        """The least error at each capacity; they are at least `least_cost`."""
+        """Return the least error at each capacity; they are at least `least_cost`."""
         found: NDArray[np.float64] = np.interp((capacity - self.least_cost).astype(np.float64), self.spent, self.errors)
         return found
 
@@ -73,7 +73,7 @@ def bounds(items: Sequence[Item]) -> list[Bound]:
 
 
 def _hull(item: Item) -> list[tuple[float, float]]:
-    """The lower convex hull of an item's options as steps of (more cost, less error), flattening."""
+    """Return the lower convex hull of an item's options as steps of (more cost, less error), flattening."""
     corners: list[tuple[int, int]] = []
     for cost, error in zip(item.costs.tolist(), item.errors.tolist(), strict=True):
         while len(corners) > 1:

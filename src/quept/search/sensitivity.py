@@ -88,7 +88,7 @@ def _measure_block(
 
 
 def divergence_of(target: SearchTarget, precision: PrecisionLike) -> float:
-    """The divergence from full precision of a model at a precision, in nats per row."""
+    """Return the divergence from full precision of a model at a precision, in nats per row."""
     rows, total = 0, 0.0
     for batch in target.inputs:
         with at_precision(target.model, None):

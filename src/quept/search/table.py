@@ -90,7 +90,7 @@ class SensitivityTable(Value):
         return np.asarray(matrix * roots[:, None] * roots)
 
     def with_pairs(self, expansion: Expansion) -> Self:
-        """The table with the correlations that an expansion around full precision has, to four decimals."""
+        """Return the table with the correlations that an expansion around full precision has, to four decimals."""
         places = {column: place for place, column in enumerate(expansion.columns)}
         chosen = [places[column] for column in self.columns]
         matrix = expansion.products[np.ix_(chosen, chosen)]
@@ -101,7 +101,7 @@ class SensitivityTable(Value):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The table in a JSON file; `InvalidInput` if it holds none."""
+        """Return the table in a JSON file; `InvalidInput` if it holds none."""
         return cls.parse(read_json(path, "a sensitivity table"), origin=str(path))
 
     def write(self, path: Path) -> None:
@@ -146,7 +146,7 @@ def rank_correlation(one: SensitivityTable, other: SensitivityTable) -> float:
 
 
 def _ranks(values: list[float]) -> list[float]:
-    """The rank of each value, from 1; equal values share the mean of theirs."""
+    """Return the rank of each value, from 1; equal values share the mean of theirs."""
     order = sorted(range(len(values)), key=values.__getitem__)
     ranks = [0.0] * len(values)
     start = 0
