@@ -58,7 +58,7 @@ uint64_t read(const void *from, ptrdiff_t bytes) {
 #if defined(__AVX512F__)
 #define OF_PACKED_WEIGHTS nullptr, nullptr, nullptr, nullptr, nullptr
 #else
-#define OF_PACKED_WEIGHTS round_blocks, product, rebuild, dense, read
+#define OF_PACKED_WEIGHTS round_tiles, product, rebuild, dense, read
 #endif
 
 const quept::Kernels quept::QUEPT_PATH = {NAME_OF(QUEPT_PATH), runs_here, quantize, rotate, finish, OF_PACKED_WEIGHTS};

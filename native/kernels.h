@@ -73,7 +73,7 @@ struct Half {
     uint16_t bits;
 };
 
-constexpr ptrdiff_t BLOCK = 128;  // inputs whose codes lie together
+constexpr ptrdiff_t TILE = 128;  // inputs whose codes lie together
 constexpr int SUMS = 8;           // lanes in which floats are summed
 constexpr ptrdiff_t AHEAD = 8192;  // bytes that codes are fetched before they are read
 
@@ -84,23 +84,23 @@ struct Packed {
     const float *row_scale;     // (out)
     const uint8_t *zero_point;  // (out, groups)
     ptrdiff_t out, in, bits, inputs_per_scale, groups;
-    ptrdiff_t units_per_group;  // blocks of a group, or one where a block has several groups
+    ptrdiff_t units_per_group;  // tiles of a group, or one where a tile has several groups
 };
 
-// Tokens rounded block by block, and for each unit of inputs that share a scale: its unit, and that times its sum of codes.
-struct BlockTokens {
-    int8_t *codes;  // (tokens, blocks, BLOCK)
+// Tokens rounded tile by tile, and for each unit of inputs that share a scale: its unit, and that times its sum of codes.
+struct TileTokens {
+    int8_t *codes;  // (tokens, tiles, TILE)
     float *unit;    // (tokens, padded_units)
     float *sums;    // (tokens, padded_units)
     float *total;   // (tokens)
-    ptrdiff_t blocks;
-    ptrdiff_t padded_units;  // blocks * per_block rounded up to a multiple of SUMS
-    int per_block;
+    ptrdiff_t tiles;
+    ptrdiff_t padded_units;  // tiles * per_tile rounded up to a multiple of SUMS
+    int per_tile;
 };
 
 struct Product {
     const Packed *weight;
-    const BlockTokens *tokens;
+    const TileTokens *tokens;
     ptrdiff_t count;   // tokens
     const void *bias;  // (out), or null
     void *result;      // (tokens, out), like the bias of this type
@@ -118,7 +118,7 @@ struct Stored {
     const uint8_t *shares;       // (2, out, groups), or null
     const uint8_t *plane;        // (out, in / 8 rounded up), or null
     ptrdiff_t out, in, rank;
-    ptrdiff_t padded;  // `in` rounded up to a multiple of BLOCK
+    ptrdiff_t padded;  // `in` rounded up to a multiple of TILE
 };
 
 // Where a rebuilt weight is written: `Packed`, of which a row is done at a time.
@@ -148,12 +148,12 @@ struct Kernels {
     void (*rotate)(const Rows &, const Rotated &, ptrdiff_t first, ptrdiff_t last, float *scratch);
     void (*finish)(const Finished &, ptrdiff_t first, ptrdiff_t last);
     // Of packed weights; null for AVX-512, where AVX2's are called.
-    void (*round_blocks)(const Rows &, const BlockTokens &, ptrdiff_t first, ptrdiff_t last);
+    void (*round_tiles)(const Rows &, const TileTokens &, ptrdiff_t first, ptrdiff_t last);
     // Of rows of the weight; `scratch` holds TOGETHER * padded_units floats.
     void (*product)(const Product &, ptrdiff_t first, ptrdiff_t last, float *scratch);
     // `scratch` holds ROWS * (padded + rank) + groups floats and `padded` bytes.
     void (*rebuild)(const Stored &, const Rebuilt &, ptrdiff_t first, ptrdiff_t last, float *scratch);
-    // `scratch` holds the codes of a row, a byte each, up to whole blocks.
+    // `scratch` holds the codes of a row, a byte each, up to whole tiles.
     void (*dense)(const Packed &, const Dense &, ptrdiff_t first, ptrdiff_t last, float *scratch);
     // The sum of 64-bit words, as fast as they can be read; `bytes` is a multiple of 256.
     uint64_t (*read)(const void *from, ptrdiff_t bytes);

@@ -26,46 +26,46 @@ const Kernels &kernels_of_packed() {
     return kernels();
 }
 
-ptrdiff_t blocks_of(ptrdiff_t in) { return (in + BLOCK - 1) / BLOCK; }
+ptrdiff_t tiles_of(ptrdiff_t in) { return (in + TILE - 1) / TILE; }
 
 // The weight, and how its inputs are shared out over scales.
 struct PackedWeight : Packed {
-    int per_block;  // units of a block; 0 where products are not of integers
+    int per_tile;  // units of a tile; 0 where products are not of integers
 
     PackedWeight(uintptr_t codes, uintptr_t scale, uintptr_t row_scale, uintptr_t zero_point, ptrdiff_t out, ptrdiff_t in,
                  ptrdiff_t bits, ptrdiff_t inputs_per_scale)
         : Packed{at<const uint8_t>(codes), at<const Half>(scale), at<const float>(row_scale), at<const uint8_t>(zero_point),
                  out, in, bits, inputs_per_scale, (in + inputs_per_scale - 1) / inputs_per_scale, 1},
-          per_block(0) {
+          per_tile(0) {
         if (bits < 2 || bits > 8 || out < 1 || in < 1) throw std::invalid_argument("a packed weight has 2 to 8 bits");
         if ((groups > 1) != (scale != 0)) throw std::invalid_argument("rows of several groups have float16 scales");
-        if (groups == 1 || inputs_per_scale % BLOCK == 0) {
-            per_block = 1;
-            units_per_group = groups == 1 ? blocks_of(in) : inputs_per_scale / BLOCK;
+        if (groups == 1 || inputs_per_scale % TILE == 0) {
+            per_tile = 1;
+            units_per_group = groups == 1 ? tiles_of(in) : inputs_per_scale / TILE;
         } else if (inputs_per_scale == 32 || inputs_per_scale == 64) {
-            per_block = static_cast<int>(BLOCK / inputs_per_scale);
+            per_tile = static_cast<int>(TILE / inputs_per_scale);
         }
     }
 };
 
 void multiply(const PackedWeight &weight, uintptr_t values, int type, ptrdiff_t count, ptrdiff_t stride, uintptr_t bias,
               uintptr_t result, int threads) {
-    if (!weight.per_block) throw std::invalid_argument("groups of this size are not multiplied in integers");
-    const ptrdiff_t blocks = blocks_of(weight.in);
-    const ptrdiff_t units = (blocks * weight.per_block + SUMS - 1) / SUMS * SUMS;
-    const ptrdiff_t codes = whole_lines(count * blocks * BLOCK / 4), floats = whole_lines(count * units);
+    if (!weight.per_tile) throw std::invalid_argument("groups of this size are not multiplied in integers");
+    const ptrdiff_t tiles = tiles_of(weight.in);
+    const ptrdiff_t units = (tiles * weight.per_tile + SUMS - 1) / SUMS * SUMS;
+    const ptrdiff_t codes = whole_lines(count * tiles * TILE / 4), floats = whole_lines(count * units);
     const ptrdiff_t each = whole_lines(TOGETHER * units);
     const int many = threads_for(weight.out * weight.in, ENOUGH_MULTIPLIED, threads);
     float *scratch = scratch_of(codes + 2 * floats + whole_lines(count) + many * each);
-    const BlockTokens tokens{reinterpret_cast<int8_t *>(scratch), scratch + codes, scratch + codes + floats,
-                             scratch + codes + 2 * floats,        blocks,          units,
-                             weight.per_block};
+    const TileTokens tokens{reinterpret_cast<int8_t *>(scratch), scratch + codes, scratch + codes + floats,
+                             scratch + codes + 2 * floats,        tiles,          units,
+                             weight.per_tile};
     float *rest = tokens.total + whole_lines(count);
     const Type held = static_cast<Type>(type);
     const Rows from{at<const void>(values), held, stride, weight.in};
     const Product what{&weight, &tokens, count, at<const void>(bias), at<void>(result), held};
     const Kernels &path = kernels_of_packed();
-    auto round = [&](ptrdiff_t first, ptrdiff_t last, int) { path.round_blocks(from, tokens, first, last); };
+    auto round = [&](ptrdiff_t first, ptrdiff_t last, int) { path.round_tiles(from, tokens, first, last); };
     for_rows(count, threads_for(count * weight.in, ENOUGH_ROUNDED, threads), round);
     auto work = [&](ptrdiff_t first, ptrdiff_t last, int thread) {
         path.product(what, first, last, rest + thread * each);
@@ -75,7 +75,7 @@ void multiply(const PackedWeight &weight, uintptr_t values, int type, ptrdiff_t 
 
 void dense(const PackedWeight &weight, ptrdiff_t first_row, ptrdiff_t rows, uintptr_t result, int type, int threads) {
     if (first_row < 0 || rows < 0 || first_row + rows > weight.out) throw std::invalid_argument("no such rows");
-    const ptrdiff_t each = whole_lines(blocks_of(weight.in) * BLOCK / 4);
+    const ptrdiff_t each = whole_lines(tiles_of(weight.in) * TILE / 4);
     const int many = threads_for(rows * weight.in, ENOUGH_REBUILT, threads);
     float *scratch = scratch_of(many * each);
     const Dense to{first_row, at<void>(result), static_cast<Type>(type)};
@@ -89,7 +89,7 @@ void dense(const PackedWeight &weight, ptrdiff_t first_row, ptrdiff_t rows, uint
 void rebuild(const PackedWeight &weight, bool symmetric, uintptr_t master, uintptr_t master_scale, ptrdiff_t master_group,
              uintptr_t up, uintptr_t down, ptrdiff_t rank, uintptr_t adapter_scale, uintptr_t shares, uintptr_t plane,
              int threads) {
-    const ptrdiff_t padded = blocks_of(weight.in) * BLOCK, pairs = up ? (rank + 1) / 2 : 0;
+    const ptrdiff_t padded = tiles_of(weight.in) * TILE, pairs = up ? (rank + 1) / 2 : 0;
     const ptrdiff_t kept = whole_lines(pairs * padded);
     const ptrdiff_t each = whole_lines(ROWS * (padded + rank) + weight.groups + padded / 4);
     const int many = threads_for(weight.out * weight.in, ENOUGH_REBUILT, threads);
@@ -151,7 +151,7 @@ void add_packed(nb::module_ &module) {
     using Released = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<PackedWeight>(module, "PackedWeight")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t>())
-        .def_prop_ro("multiplies_integers", [](const PackedWeight &weight) { return weight.per_block != 0; });
+        .def_prop_ro("multiplies_integers", [](const PackedWeight &weight) { return weight.per_tile != 0; });
     module.def("multiply", multiply, Released());
     module.def("dense", dense, Released());
     module.def("rebuild", rebuild, Released());

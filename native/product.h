@@ -1,17 +1,17 @@
-// Products of packed weights and tokens rounded block by block: ops.reference.tiles.tile_product, to the bit.
+// Products of packed weights and tokens rounded tile by tile: ops.reference.tiles.tile_product, to the bit.
 //
 // A row is read once, in one stream, for up to TOGETHER tokens: sets of 32 codes are taken out of it by shifts and masks,
-// multiplied by bytes, and summed in int16 as long as nothing can overflow. Floats come in once per block and lane.
+// multiplied by bytes, and summed in int16 as long as nothing can overflow. Floats come in once per tile and lane.
 #pragma once
 
 #include <type_traits>
 
-#include "blocks.h"
+#include "tiles.h"
 #include "values.h"
 
 namespace {
 
-using quept::BlockTokens;
+using quept::TileTokens;
 using quept::Product;
 using quept::Rows;
 using quept::SUMS;
@@ -36,17 +36,17 @@ INLINE float tree(Eight lanes) {
     return two[0] + two[1];
 }
 
-// Block `index` of a token, its `count` values as floats and zeros behind them, becomes codes; one unit's sum after another.
-INLINE void round_block(const float *values, int per_block, int8_t *codes, float *unit, float *sums) {
+// Tile `index` of a token, its `count` values as floats and zeros behind them, becomes codes; one unit's sum after another.
+INLINE void round_tile(const float *values, int per_tile, int8_t *codes, float *unit, float *sums) {
     Ints most = {};
-    for (int at = 0; at < BLOCK; at += LANES) most = larger(most, bits_of<Ints>(load(values + at)) & 0x7fffffff);
+    for (int at = 0; at < TILE; at += LANES) most = larger(most, bits_of<Ints>(load(values + at)) & 0x7fffffff);
     float step = bits_of<float>(largest(most)) / HIGHEST_CODE;
     step = step < SMALLEST_UNIT ? SMALLEST_UNIT : step;  // NaN stays
     const bool finite = step < bits_of<float>(0x7f800000);
     if (!finite) step = bits_of<float>(0x7fc00000);
     const float reciprocal = 1.0f / step;
-    const ptrdiff_t size = BLOCK / per_block;
-    for (int each = 0; each < per_block; ++each, codes += size, values += size) {
+    const ptrdiff_t size = TILE / per_tile;
+    for (int each = 0; each < per_tile; ++each, codes += size, values += size) {
         Words total = {};
         for (ptrdiff_t at = 0; at < size; at += LANES) {
             const Floats scaled = at_most(at_least(load(values + at) * reciprocal, -HIGHEST_CODE), HIGHEST_CODE);
@@ -62,30 +62,30 @@ INLINE void round_block(const float *values, int per_block, int8_t *codes, float
 }
 
 template <typename T>
-void round_tokens(const T *values, const Rows &from, const BlockTokens &to, ptrdiff_t first, ptrdiff_t last) {
+void round_tokens(const T *values, const Rows &from, const TileTokens &to, ptrdiff_t first, ptrdiff_t last) {
     for (ptrdiff_t token = first; token < last; ++token) {
         const T *row = values + token * from.stride;
         float *unit = to.unit + token * to.padded_units, *sums = to.sums + token * to.padded_units;
-        for (ptrdiff_t block = 0; block < to.blocks; ++block) {
-            float whole[BLOCK];
-            const ptrdiff_t at = block * BLOCK, rest = from.width - at;
-            if (rest >= BLOCK) {
-                for (int lane = 0; lane < BLOCK; lane += LANES) store(whole + lane, load(row + at + lane));
+        for (ptrdiff_t tile = 0; tile < to.tiles; ++tile) {
+            float whole[TILE];
+            const ptrdiff_t at = tile * TILE, rest = from.width - at;
+            if (rest >= TILE) {
+                for (int lane = 0; lane < TILE; lane += LANES) store(whole + lane, load(row + at + lane));
             } else {
                 std::memset(whole, 0, sizeof(whole));
                 for (ptrdiff_t lane = 0; lane < rest; ++lane) whole[lane] = as_float(row[at + lane]);
             }
-            const ptrdiff_t index = block * to.per_block;
-            round_block(whole, to.per_block, to.codes + (token * to.blocks + block) * BLOCK, unit + index, sums + index);
+            const ptrdiff_t index = tile * to.per_tile;
+            round_tile(whole, to.per_tile, to.codes + (token * to.tiles + tile) * TILE, unit + index, sums + index);
         }
         Eight total = {};
-        for (ptrdiff_t at = to.blocks * to.per_block; at < to.padded_units; ++at) unit[at] = sums[at] = 0.0f;
+        for (ptrdiff_t at = to.tiles * to.per_tile; at < to.padded_units; ++at) unit[at] = sums[at] = 0.0f;
         for (ptrdiff_t at = 0; at < to.padded_units; at += SUMS) total += load_eight(sums + at);
         to.total[token] = tree(total);
     }
 }
 
-void round_blocks(const Rows &from, const BlockTokens &to, ptrdiff_t first, ptrdiff_t last) {
+void round_tiles(const Rows &from, const TileTokens &to, ptrdiff_t first, ptrdiff_t last) {
     if (from.type == Type::float32)
         round_tokens(static_cast<const float *>(from.values), from, to, first, last);
     else if (from.type == Type::bfloat16)
@@ -150,27 +150,27 @@ INLINE Sums dot(const Set *sets, const int8_t *codes) {
 INLINE Eight to_floats(Sums sums) { return __builtin_convertvector(sums, Eight); }
 
 // `count` tokens' sums over a row: `lanes` gets what ops.reference.tiles calls lane, from factors (count, units).
-template <int bits, int per_block, int count>
-INLINE void multiply_row(const uint8_t *row, ptrdiff_t blocks, const int8_t *const *codes, const float *const *factors,
+template <int bits, int per_tile, int count>
+INLINE void multiply_row(const uint8_t *row, ptrdiff_t tiles, const int8_t *const *codes, const float *const *factors,
                          Eight *lanes) {
     Eight total[count] = {};
-    for (ptrdiff_t block = 0; block < blocks; ++block, row += bytes_of_block(bits)) {
+    for (ptrdiff_t tile = 0; tile < tiles; ++tile, row += bytes_of_tile(bits)) {
 #if defined(__SSE2__)
-        for (int line = 0; line < bytes_of_block(bits); line += 64)
+        for (int line = 0; line < bytes_of_tile(bits); line += 64)
             _mm_prefetch(reinterpret_cast<const char *>(row + quept::AHEAD + line), _MM_HINT_T0);
 #endif
         Set sets[SETS];
-        unpack_block<bits>(row, sets);
+        unpack_tile<bits>(row, sets);
         if constexpr (bits == 8)
             for (Set &set : sets) set ^= 128;
 #pragma GCC unroll 4
         for (int token = 0; token < count; ++token)
 #pragma GCC unroll 4
-            for (int unit = 0; unit < per_block; ++unit) {
-                constexpr int each = SETS / per_block;
-                const int8_t *at = codes[token] + block * BLOCK + unit * each * LANES_OF_SET;
+            for (int unit = 0; unit < per_tile; ++unit) {
+                constexpr int each = SETS / per_tile;
+                const int8_t *at = codes[token] + tile * TILE + unit * each * LANES_OF_SET;
                 const Sums sums = dot<bits, each>(sets + unit * each, at);
-                total[token] += to_floats(sums) * factors[token][block * per_block + unit];
+                total[token] += to_floats(sums) * factors[token][tile * per_tile + unit];
             }
     }
     for (int token = 0; token < count; ++token) lanes[token] = total[token];
@@ -202,16 +202,16 @@ INLINE void units_of(const Packed &weight, ptrdiff_t row, ptrdiff_t unit, Eight 
     *zero_point = load_eight(others);
 }
 
-template <int bits, int per_block, bool several, int count>
+template <int bits, int per_tile, bool several, int count>
 INLINE void product_of_row(const Product &what, ptrdiff_t row, ptrdiff_t token, float *scratch) {
     const Packed &weight = *what.weight;
-    const BlockTokens &tokens = *what.tokens;
+    const TileTokens &tokens = *what.tokens;
     const ptrdiff_t units = tokens.padded_units;
     const int8_t *codes[count];
     const float *factors[count];
     Eight zero[count] = {}, lanes[count];
     for (int i = 0; i < count; ++i) {
-        codes[i] = tokens.codes + (token + i) * tokens.blocks * BLOCK;
+        codes[i] = tokens.codes + (token + i) * tokens.tiles * TILE;
         factors[i] = several ? scratch + i * units : tokens.unit + (token + i) * units;
     }
     if constexpr (several)
@@ -226,8 +226,8 @@ INLINE void product_of_row(const Product &what, ptrdiff_t row, ptrdiff_t token, 
                 zero[i] += shift * load_eight(tokens.sums + at);
             }
         }
-    const uint8_t *from = weight.codes + row * tokens.blocks * bytes_of_block(bits);
-    multiply_row<bits, per_block, count>(from, tokens.blocks, codes, factors, lanes);
+    const uint8_t *from = weight.codes + row * tokens.tiles * bytes_of_tile(bits);
+    multiply_row<bits, per_tile, count>(from, tokens.tiles, codes, factors, lanes);
     for (int i = 0; i < count; ++i) {
         float value;
         if constexpr (several) {
@@ -242,26 +242,26 @@ INLINE void product_of_row(const Product &what, ptrdiff_t row, ptrdiff_t token, 
     }
 }
 
-template <int bits, int per_block, bool several>
+template <int bits, int per_tile, bool several>
 void product_of_rows(const Product &what, ptrdiff_t first, ptrdiff_t last, float *scratch) {
     for (ptrdiff_t row = first; row < last; ++row) {
         ptrdiff_t token = 0;
         for (; token + 4 <= what.count; token += 4)
-            product_of_row<bits, per_block, several, 4>(what, row, token, scratch);
+            product_of_row<bits, per_tile, several, 4>(what, row, token, scratch);
         for (; token + 2 <= what.count; token += 2)
-            product_of_row<bits, per_block, several, 2>(what, row, token, scratch);
-        if (token < what.count) product_of_row<bits, per_block, several, 1>(what, row, token, scratch);
+            product_of_row<bits, per_tile, several, 2>(what, row, token, scratch);
+        if (token < what.count) product_of_row<bits, per_tile, several, 1>(what, row, token, scratch);
     }
 }
 
 template <int bits>
 void product_at(const Product &what, ptrdiff_t first, ptrdiff_t last, float *scratch) {
-    const int per_block = what.tokens->per_block;
+    const int per_tile = what.tokens->per_tile;
     if (!what.weight->scale)
         product_of_rows<bits, 1, false>(what, first, last, scratch);
-    else if (per_block == 1)
+    else if (per_tile == 1)
         product_of_rows<bits, 1, true>(what, first, last, scratch);
-    else if (per_block == 2)
+    else if (per_tile == 2)
         product_of_rows<bits, 2, true>(what, first, last, scratch);
     else
         product_of_rows<bits, 4, true>(what, first, last, scratch);

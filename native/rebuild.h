@@ -3,7 +3,7 @@
 // Rows are done ROWS at a time, for which the adapter's inputs are read once. Every float is rounded after every step.
 #pragma once
 
-#include "blocks.h"
+#include "tiles.h"
 #include "values.h"
 
 namespace {
@@ -71,7 +71,7 @@ INLINE Ints pair_products(Shorts a, Shorts b) {
 #endif
 }
 
-// Master times scale, a row behind the other, each with room for whole blocks.
+// Master times scale, a row behind the other, each with room for whole tiles.
 INLINE void load_masters(const Stored &stored, ptrdiff_t row, ptrdiff_t rows, float *weights) {
     for (ptrdiff_t i = 0; i < rows; ++i, weights += stored.padded) {
         const int8_t *from = stored.master + (row + i) * stored.in;
@@ -207,20 +207,20 @@ INLINE void store_scales(const float *scales, ptrdiff_t groups, Half *halves, fl
 }
 
 template <int bits>
-INLINE void pack_row(const uint8_t *codes, ptrdiff_t blocks, uint8_t *to) {
-    for (ptrdiff_t block = 0; block < blocks; ++block, to += bytes_of_block(bits)) {
+INLINE void pack_row(const uint8_t *codes, ptrdiff_t tiles, uint8_t *to) {
+    for (ptrdiff_t tile = 0; tile < tiles; ++tile, to += bytes_of_tile(bits)) {
         Set sets[SETS];
-        for (int set = 0; set < SETS; ++set) sets[set] = load_set(codes + block * BLOCK + set * LANES_OF_SET);
-        pack_block<bits>(sets, to);
+        for (int set = 0; set < SETS; ++set) sets[set] = load_set(codes + tile * TILE + set * LANES_OF_SET);
+        pack_tile<bits>(sets, to);
     }
 }
 
 template <int bits>
-INLINE void unpack_row(const uint8_t *from, ptrdiff_t blocks, uint8_t *codes) {
-    for (ptrdiff_t block = 0; block < blocks; ++block, from += bytes_of_block(bits)) {
+INLINE void unpack_row(const uint8_t *from, ptrdiff_t tiles, uint8_t *codes) {
+    for (ptrdiff_t tile = 0; tile < tiles; ++tile, from += bytes_of_tile(bits)) {
         Set sets[SETS];
-        unpack_block<bits>(from, sets);
-        for (int set = 0; set < SETS; ++set) store_set(codes + block * BLOCK + set * LANES_OF_SET, sets[set]);
+        unpack_tile<bits>(from, sets);
+        for (int set = 0; set < SETS; ++set) store_set(codes + tile * TILE + set * LANES_OF_SET, sets[set]);
     }
 }
 
@@ -248,8 +248,8 @@ INLINE void rebuild_row(const Stored &stored, const Rebuilt &to, ptrdiff_t row, 
         store_scales(scales, to.groups, to.scale + row * to.groups, to.row_scale + row);
     else
         to.row_scale[row] = scales[0];
-    const ptrdiff_t blocks = stored.padded / BLOCK;
-    pack_row<bits>(codes, blocks, to.codes + row * blocks * bytes_of_block(bits));
+    const ptrdiff_t tiles = stored.padded / TILE;
+    pack_row<bits>(codes, tiles, to.codes + row * tiles * bytes_of_tile(bits));
 }
 
 template <int bits>
@@ -286,9 +286,9 @@ void rebuild(const Stored &stored, const Rebuilt &to, ptrdiff_t first, ptrdiff_t
 
 template <int bits, typename T>
 void dense_rows(const Packed &weight, const Dense &to, ptrdiff_t first, ptrdiff_t last, uint8_t *codes) {
-    const ptrdiff_t blocks = (weight.in + BLOCK - 1) / BLOCK;
+    const ptrdiff_t tiles = (weight.in + TILE - 1) / TILE;
     for (ptrdiff_t row = first; row < last; ++row) {
-        unpack_row<bits>(weight.codes + (to.first + row) * blocks * bytes_of_block(bits), blocks, codes);
+        unpack_row<bits>(weight.codes + (to.first + row) * tiles * bytes_of_tile(bits), tiles, codes);
         T *result = static_cast<T *>(to.values) + row * weight.in;
         for (ptrdiff_t group = 0, start = 0; group < weight.groups; ++group, start += weight.inputs_per_scale) {
             const ptrdiff_t index = (to.first + row) * weight.groups + group;

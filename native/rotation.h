@@ -64,8 +64,8 @@ INLINE void walsh_hadamard(const T *from, float scale, float *row, ptrdiff_t siz
     }
     ptrdiff_t distance = power >= 4 * LANES ? 4 * LANES : LANES;
     for (; 2 * distance < power; distance *= 4)
-        for (float *block = row; block < row + size; block += 4 * distance)
-            for (float *at = block; at < block + distance; at += LANES) {
+        for (float *tile = row; tile < row + size; tile += 4 * distance)
+            for (float *at = tile; at < tile + distance; at += LANES) {
                 const Floats a = load(at), b = load(at + distance);
                 const Floats c = load(at + 2 * distance), d = load(at + 3 * distance);
                 const Floats e = a + b, f = a - b, g = c + d, h = c - d;
@@ -75,8 +75,8 @@ INLINE void walsh_hadamard(const T *from, float scale, float *row, ptrdiff_t siz
                 store(at + 3 * distance, f - h);
             }
     if (distance < power)
-        for (float *block = row; block < row + size; block += 2 * distance)
-            for (float *at = block; at < block + distance; at += LANES) {
+        for (float *tile = row; tile < row + size; tile += 2 * distance)
+            for (float *at = tile; at < tile + distance; at += LANES) {
                 const Floats a = load(at), b = load(at + distance);
                 store(at, a + b);
                 store(at + distance, a - b);

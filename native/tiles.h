@@ -1,4 +1,4 @@
-// Codes of 2 to 8 bits in tiles of 128, called blocks here, as quept.formats.tiles describes them.
+// Codes of 2 to 8 bits in tiles of 128, as quept.formats.tiles describes them.
 #pragma once
 
 #include "kernels.h"
@@ -6,7 +6,7 @@
 
 namespace {
 
-using quept::BLOCK;
+using quept::TILE;
 using quept::Packed;
 
 constexpr int SETS = 4, LANES_OF_SET = 32;
@@ -24,7 +24,7 @@ INLINE Set load_set(const uint8_t *from) {
 
 INLINE void store_set(uint8_t *to, Set value) { std::memcpy(to, &value, sizeof(value)); }
 
-constexpr int bytes_of_block(int bits) { return static_cast<int>(BLOCK) / 8 * bits; }
+constexpr int bytes_of_tile(int bits) { return static_cast<int>(TILE) / 8 * bits; }
 
 // What is at bits 2 * set of each byte, moved to bit `to`; `mask` has the bits that are wanted there.
 template <int set, int to, int mask>
@@ -59,7 +59,7 @@ INLINE Set spread_bits(const uint8_t *from) {
 }
 
 template <int bits>
-INLINE void unpack_block(const uint8_t *from, Set sets[SETS]) {
+INLINE void unpack_tile(const uint8_t *from, Set sets[SETS]) {
     if constexpr (bits == 8) {
         for (int set = 0; set < SETS; ++set) sets[set] = load_set(from + set * LANES_OF_SET);
         return;
@@ -88,7 +88,7 @@ INLINE Set gathered_pairs(const Set sets[SETS]) {
 }
 
 template <int bits>
-INLINE void pack_block(const Set sets[SETS], uint8_t *to) {
+INLINE void pack_tile(const Set sets[SETS], uint8_t *to) {
     if constexpr (bits == 8) {
         for (int set = 0; set < SETS; ++set) store_set(to + set * LANES_OF_SET, sets[set]);
         return;
