@@ -9,7 +9,7 @@ import quept
 from quept.assembly import make_elastic
 from quept.errors import InvalidInput
 from quept.evaluation import evaluate_precisions
-from quept.evaluation.judges import AccuracyJudge, DataOptions, PerplexityJudge
+from quept.evaluation.judges import AccuracyJudge, DataOptions, Measured, PerplexityJudge
 from quept.models import ARCHITECTURES, IMAGE_CLASSIFICATION, TEXT_GENERATION
 from quept.precision import at_precision
 
@@ -50,11 +50,11 @@ def test_a_text_is_judged_by_its_perplexity_at_the_precision_in_force(elastic, w
     assert found != judge.quality(elastic.text)
     assert told[-1][0] == "plan 1"
     assert told[-1][1] == told[-1][2]
-    both = judge.evaluate(elastic.text, [2], baseline=True)
+    both = judge.evaluate(elastic.text, [2], Measured(baseline=True))
     assert both == evaluate_precisions(elastic.text, tokens, [2], sequence_length=16, stride=8, baseline=True)
     plan = {"all": quept.PrecisionPlan(bits={"*": 3})}
-    assert [row.precision for row in judge.evaluate(elastic.text, [2], plans=plan).results] == ["2", "all"]
-    assert judge.evaluate(elastic.text, [2], plans=plan, calibrated=False).results == ()
+    assert [row.precision for row in judge.evaluate(elastic.text, [2], Measured(plans=plan)).results] == ["2", "all"]
+    assert judge.evaluate(elastic.text, [2], Measured(plans=plan, calibrated=False)).results == ()
 
 
 def test_images_are_judged_by_their_error_in_percent(elastic, images):
@@ -68,9 +68,9 @@ def test_images_are_judged_by_their_error_in_percent(elastic, images):
         error = judge.quality(elastic.images)
     assert error == 100 * (1 - found.results[0].calibrated.accuracy.top1)
     assert set(source.sizes) == {5}
-    assert judge.evaluate(elastic.images, [2], calibrated=False).results == ()
+    assert judge.evaluate(elastic.images, [2], Measured(calibrated=False)).results == ()
     with pytest.raises(InvalidInput, match="leave the original out"):
-        judge.evaluate(elastic.images, [2], original=elastic.images)
+        judge.evaluate(elastic.images, [2], Measured(original=elastic.images))
 
 
 def test_a_source_of_unknown_length_has_no_total(images):

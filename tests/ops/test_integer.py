@@ -12,7 +12,7 @@ from quept import ops
 from quept.formats.integers import LARGEST_IN, IntegerWeight
 from quept.numerics import affine
 from quept.ops import int_mm, integer_linear, integer_weight, quantize_tokens
-from quept.ops.exactness import inexactness
+from quept.ops.exactness import ExactProduct
 
 CPU = torch.device("cpu")
 BACKENDS = [kernel.backend.name for kernel in ops.integer_product.kernels if not kernel.backend.absence("cpu")]
@@ -223,13 +223,18 @@ def test_a_product_that_saturates_or_is_missing_is_not_used(monkeypatch):
     def missing(codes, weight, dtype):
         return torch.ops.quept.no_such_operator(codes)
 
-    assert inexactness(lambda weight: weight, ops.integer_product.reference, CPU) == ""
-    assert inexactness(lambda weight: weight, saturating, CPU) == "its sums are not exact here"
-    assert inexactness(lambda weight: weight, missing, CPU) == "this PyTorch does not have it here"
+    def absence(product):
+        backend = ExactProduct("tried")
+        backend.pack, backend.product = lambda weight: weight, product
+        return backend.absence("cpu")
+
+    assert absence(ops.integer_product.reference) == ""
+    assert absence(saturating) == "its sums are not exact here"
+    assert absence(missing) == "this PyTorch does not have it here"
 
     given = random_weight(torch.Generator().manual_seed(0), 2, 3, 8)
-    monkeypatch.setattr(int_mm, "_inexactness", lambda device: "its sums are not exact here")
-    assert int_mm.integer_weight(*given, CPU) is NotImplemented
+    monkeypatch.setattr(int_mm.BACKEND, "_inexactness", {"cpu": "its sums are not exact here"})
+    assert int_mm.BACKEND.integer_weight(*given, CPU) is NotImplemented
     assert integer_weight(*given, CPU).layout != "int_mm"
     assert ops.integer_product.backend_on("cuda") is None
 

@@ -7,7 +7,7 @@ from quept.commands.opening import Opened, open_any, open_original, roundable_tw
 from quept.config import Precision, PrecisionPlan, parse_precisions
 from quept.errors import InvalidInput
 from quept.evaluation import AccuracyEvaluation, Evaluation
-from quept.evaluation.judges import DataOptions, Report
+from quept.evaluation.judges import DataOptions, Measured, Report
 from quept.models.task import Note
 from quept.precision import elastic_linears
 
@@ -60,17 +60,10 @@ def evaluate(
     judge = opened.task.judge(opened.model, opened.processor, data, options, note=note)
     before = None if original is None else open_original(original, opened.model)
     chosen = () if wanted is None and plans else wanted or _calibrated(opened)
-    return judge.evaluate(
-        opened.model,
-        [precision.with_keys_values(kv_bits) for precision in chosen],
-        plans=named,
-        calibrated=opened.calibrated,
-        baseline=baseline,
-        original=before,
-        roundable=None if before is None or not opened.calibrated else roundable_twin(before, opened.model),
-        stored=opened.stored,
-        report=progress,
-    )
+    twin = None if before is None or not opened.calibrated else roundable_twin(before, opened.model)
+    measured = Measured(named, opened.calibrated, baseline, before, twin, opened.stored)
+    precisions = [precision.with_keys_values(kv_bits) for precision in chosen]
+    return judge.evaluate(opened.model, precisions, measured, progress)
 
 
 def _check_options(opened: Opened, options: DataOptions, original: str | Path | None, kv_bits: int | None) -> None:

@@ -6,7 +6,7 @@ at several precisions (`evaluate`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -45,6 +45,27 @@ class DataOptions:
     strict: bool = False
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measures beside precisions; see `evaluate_precisions` for the fields."""
+
+    plans: Mapping[str, PrecisionPlan] = field(default_factory=dict)
+    calibrated: bool = True
+    baseline: bool = False
+    original: Any = None
+    roundable: Any = None
+    stored: torch.dtype | None = None
+
+    def chosen(self, precisions: Sequence[int | str | Precision]) -> Sequence[int | str | Precision]:
+        """Return the precisions, or none where nothing is measured at them."""
+        return precisions if self.calibrated or self.baseline else ()
+
+    @property
+    def chosen_plans(self) -> Mapping[str, PrecisionPlan]:
+        """The plans, or none where nothing is measured at them."""
+        return self.plans if self.calibrated or self.baseline else {}
+
+
 class Judge(ABC):
     """Data to measure models on.
 
@@ -68,18 +89,12 @@ class Judge(ABC):
         self,
         model: Any,
         precisions: Sequence[int | str | Precision],
-        *,
-        plans: Mapping[str, PrecisionPlan] | None = None,
-        calibrated: bool = True,
-        baseline: bool = False,
-        original: Any = None,
-        roundable: Any = None,
-        stored: torch.dtype | None = None,
+        measured: Measured = Measured(),
         report: Report | None = None,
     ) -> Evaluation | AccuracyEvaluation:
         """Measure an elastic model at full precision and at each precision and plan.
 
-        See `evaluate_precisions` for the arguments. Without `calibrated` and `baseline` this is full precision alone.
+        Without `calibrated` and `baseline` this is full precision alone.
         """
 
 
@@ -110,29 +125,22 @@ class PerplexityJudge(Judge):
         self,
         model: Any,
         precisions: Sequence[int | str | Precision],
-        *,
-        plans: Mapping[str, PrecisionPlan] | None = None,
-        calibrated: bool = True,
-        baseline: bool = False,
-        original: Any = None,
-        roundable: Any = None,
-        stored: torch.dtype | None = None,
+        measured: Measured = Measured(),
         report: Report | None = None,
     ) -> Evaluation:
         """Measure perplexities and, with an `original`, divergences from it; see `evaluate_precisions`."""
-        measured = calibrated or baseline
         return evaluate_precisions(
             model,
             self.tokens,
-            precisions if measured else (),
-            plans=plans if measured else {},
+            measured.chosen(precisions),
+            plans=measured.chosen_plans,
             sequence_length=self.sequence_length,
             stride=self.stride,
-            calibrated=calibrated,
-            baseline=baseline,
-            original=original,
-            roundable=roundable,
-            stored=stored,
+            calibrated=measured.calibrated,
+            baseline=measured.baseline,
+            original=measured.original,
+            roundable=measured.roundable,
+            stored=measured.stored,
             progress=report,
         )
 
@@ -169,27 +177,20 @@ class AccuracyJudge(Judge):
         self,
         model: Any,
         precisions: Sequence[int | str | Precision],
-        *,
-        plans: Mapping[str, PrecisionPlan] | None = None,
-        calibrated: bool = True,
-        baseline: bool = False,
-        original: Any = None,
-        roundable: Any = None,
-        stored: torch.dtype | None = None,
+        measured: Measured = Measured(),
         report: Report | None = None,
     ) -> AccuracyEvaluation:
         """Measure accuracies, see `evaluate_accuracy`; raises `InvalidInput` for an `original`."""
-        if original is not None:
+        if measured.original is not None:
             raise InvalidInput("Image classifiers are compared with their own full precision: leave the original out.")
-        measured = calibrated or baseline
         found = evaluate_accuracy(
             model,
             self.source.batches(self.batch_size, limit=self.limit),
-            precisions if measured else (),
-            plans=plans if measured else {},
-            calibrated=calibrated,
-            baseline=baseline,
-            stored=stored,
+            measured.chosen(precisions),
+            plans=measured.chosen_plans,
+            calibrated=measured.calibrated,
+            baseline=measured.baseline,
+            stored=measured.stored,
             total=self.total,
             progress=report,
         )

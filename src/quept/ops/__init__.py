@@ -56,8 +56,8 @@ __all__ = [
 ]
 
 cpu.register()
-onednn.register()
-int_mm.register()
+onednn.BACKEND.register()
+int_mm.BACKEND.register()
 compiled.register()
 
 
