@@ -36,6 +36,7 @@ from quept.models import architecture_of
 from quept.models.checkpoint import open_tokenizer, read_config
 from quept.models.image_classification import IMAGES_PER_BATCH
 from quept.models.images import open_image_processor
+from quept.models.task import Choice
 from quept.precision import at_precision, elastic_linears
 from quept.search.allocation import Allocation, Constraints, Problem
 from quept.search.budget import refined
@@ -140,7 +141,7 @@ def unseen(model: Any, options: argparse.Namespace, processor: Any, amount: dict
 
     def draw(seed: int, **data: int) -> Tensor:
         recipe = manifest.recipe.updated(data=manifest.recipe.data.updated(**data))
-        return task.draw(options.data, processor, model.config, recipe, seed=seed, note=print)
+        return task.draw(options.data, processor, model.config, recipe, Choice(seed, note=print))
 
     try:
         seen = {sample.numpy().tobytes() for sample in draw(manifest.provenance.seed)}

@@ -233,7 +233,7 @@ def test_a_product_that_saturates_or_is_missing_is_not_used(monkeypatch):
     assert absence(missing) == "this PyTorch does not have it here"
 
     given = random_weight(torch.Generator().manual_seed(0), 2, 3, 8)
-    monkeypatch.setattr(int_mm.BACKEND, "_inexactness", {"cpu": "its sums are not exact here"})
+    monkeypatch.setattr(int_mm.BACKEND, "_inexactness", dict.fromkeys(("cpu", "cuda"), "its sums are not exact here"))
     assert int_mm.BACKEND.integer_weight(*given, CPU) is NotImplemented
     assert integer_weight(*given, CPU).layout != "int_mm"
     assert ops.integer_product.backend_on("cuda") is None

@@ -24,6 +24,7 @@ from quept.formats.dtypes import DTYPES
 from quept.layers import learned_names, stored_tensors
 from quept.models import Architecture, architecture_for
 from quept.models.checkpoint import check_and_digest, read_config
+from quept.models.task import Choice
 from quept.recipes import load_recipe
 from quept.storage.artifact import skeleton
 from quept.storage.manifest import Provenance
@@ -110,9 +111,8 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
     _check_rules(model, recipe, architecture, note)
     rounding_method(recipe.rounding_method)  # an unknown one is reported now
     _check_matches_config(model, recipe, architecture)
-    samples = task.draw(
-        wanted.data, processor, model.config, recipe, seed=request.seed, strict=wanted.strict, note=note
-    )
+    choice = Choice(request.seed, wanted.strict, note)
+    samples = task.draw(wanted.data, processor, model.config, recipe, choice)
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], device)
     compiled = request.compiled

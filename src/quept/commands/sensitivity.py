@@ -11,7 +11,7 @@ from quept.data import digest
 from quept.devices import choose_device
 from quept.errors import InvalidInput
 from quept.models import architecture_of
-from quept.models.task import Note
+from quept.models.task import Choice, Note
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import Progress
 from quept.search.table import Metric, Origin, SensitivityTable, model_digest
@@ -100,7 +100,7 @@ def draw_samples(
     task, config = architecture_of(model.config.model_type).task, model.config
     count = task.search_samples if samples is None else samples
     recipe = task.fit(manifest_of(model).recipe, config, data, count, sequence_length, note)
-    return task.draw(data, task.open_processor(directory, config), config, recipe, seed=seed, note=note)
+    return task.draw(data, task.open_processor(directory, config), config, recipe, Choice(seed, note=note))
 
 
 def _origin(model: Any, samples: Tensor, metric: Metric, data: str, keys_values: tuple[int, ...] = ()) -> Origin:

@@ -12,7 +12,7 @@ from quept.data import load_images
 from quept.errors import InvalidInput
 from quept.evaluation.judges import AccuracyJudge, DataOptions, note_skipped
 from quept.models.images import ImageProcessor, describe, open_image_processor
-from quept.models.task import Note, Task, check_count
+from quept.models.task import Choice, Note, Task, check_count
 
 IMAGES_PER_BATCH = 64
 
@@ -55,17 +55,7 @@ class ImageClassification(Task):
         check_count("samples", samples)
         return recipe if samples is None else recipe.updated(data=recipe.data.updated(samples=samples))
 
-    def draw(
-        self,
-        data: str | Path | Tensor,
-        processor: Any,
-        config: Any,
-        recipe: Recipe,
-        *,
-        seed: int,
-        strict: bool = False,
-        note: Note = lambda text: None,
-    ) -> Tensor:
+    def draw(self, data: str | Path | Tensor, processor: Any, config: Any, recipe: Recipe, choice: Choice) -> Tensor:
         """Return images, equally many of each class where possible, checked against what the model takes."""
         if isinstance(data, Tensor):
             return _checked(data.to("cpu", torch.float32), config)
@@ -76,9 +66,9 @@ class ImageClassification(Task):
         if processor is None:
             raise InvalidInput("Images cannot be read without an image processor; pass image_processor=, or a tensor.")
         preparation = processor if isinstance(processor, ImageProcessor) else describe(processor, config)
-        source = load_images(data, preparation, split="train", strict=strict)
-        sample = source.take(recipe.data.samples, seed=seed)
-        note_skipped(source, note)
+        source = load_images(data, preparation, split="train", strict=choice.strict)
+        sample = source.take(recipe.data.samples, seed=choice.seed)
+        note_skipped(source, choice.note)
         return sample.pixels
 
     def arguments(self, samples: Tensor) -> dict[str, Any]:

@@ -7,6 +7,7 @@ modality is a subclass of `Task`, in one file, and architectures that name an ob
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,15 @@ from quept.evaluation.judges import DataOptions, Judge
 from quept.models.checkpoint import open_weights
 
 Note = Callable[[str], None]  # receives a sentence for the user
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice of samples by `seed`; one that cannot be read is an error if `strict`, else left out and noted."""
+
+    seed: int = 0
+    strict: bool = False
+    note: Note = lambda text: None
 
 
 class Task(ABC):
@@ -77,17 +87,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def draw(
-        self,
-        data: str | Path | Tensor,
-        processor: Any,
-        config: Any,
-        recipe: Recipe,
-        *,
-        seed: int,
-        strict: bool = False,
-        note: Note = lambda text: None,
-    ) -> Tensor:
+    def draw(self, data: str | Path | Tensor, processor: Any, config: Any, recipe: Recipe, choice: Choice) -> Tensor:
         """Return samples as the model takes them, `(samples, ...)` on the CPU.
 
         Args:
@@ -95,8 +95,7 @@ class Task(ABC):
             processor: prepares what is read; not needed for samples.
             config: the model's configuration, which the samples must fit.
             recipe: says how many samples; see `fit`.
-            seed: of the choice of samples.
-            strict: whether a sample that cannot be read is an error; otherwise it is left out, and `note` is told.
+            choice: which samples are drawn, and what becomes of those that cannot be read.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ from quept.data import token_stream, token_windows
 from quept.errors import InvalidInput
 from quept.evaluation.judges import DataOptions, PerplexityJudge
 from quept.models.checkpoint import open_tokenizer
-from quept.models.task import Note, Task, check_count
+from quept.models.task import Choice, Note, Task, check_count
 
 TOKENS_PER_BATCH = 2048
 DEFAULT_WINDOW = 2048  # tokens, for a model that was not calibrated
@@ -63,17 +63,7 @@ class TextGeneration(Task):
         changes = {"samples": samples if samples is not None else recipe.data.samples, "sequence_length": length}
         return recipe.updated(data=recipe.data.updated(**changes))
 
-    def draw(
-        self,
-        data: str | Path | Tensor,
-        processor: Any,
-        config: Any,
-        recipe: Recipe,
-        *,
-        seed: int,
-        strict: bool = False,
-        note: Note = lambda text: None,
-    ) -> Tensor:
+    def draw(self, data: str | Path | Tensor, processor: Any, config: Any, recipe: Recipe, choice: Choice) -> Tensor:
         """Return windows, checked against the vocabulary; text that cannot be read is always an error."""
         if isinstance(data, Tensor):
             windows = data.to("cpu", torch.int64)
@@ -85,7 +75,11 @@ class TextGeneration(Task):
             raise InvalidInput("Text cannot be read without a tokenizer; pass tokenizer=, or token windows as data.")
         else:
             windows = token_windows(
-                data, processor, samples=recipe.data.samples, sequence_length=recipe.data.sequence_length, seed=seed
+                data,
+                processor,
+                samples=recipe.data.samples,
+                sequence_length=recipe.data.sequence_length,
+                seed=choice.seed,
             )
         if int(windows.max()) >= config.vocab_size or int(windows.min()) < 0:
             raise InvalidInput(
