@@ -10,16 +10,15 @@
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from quept import ops
 from quept.formats.integers import IntegerWeight
-
-if TYPE_CHECKING:
-    from quept.layers.linear import ElasticLinear
+from quept.layers.execution import Execution
+from quept.layers.inputs import ElasticInput
 
 
 class LinearSetting(NamedTuple):
@@ -35,10 +34,39 @@ class LinearSetting(NamedTuple):
     unclipped: bool = False
 
 
-ForwardPath = Callable[["ElasticLinear", Tensor, LinearSetting], Tensor]
+class Multiplier(Protocol):
+    """A linear as its forward paths see it; see `ElasticLinear`."""
+
+    path: str
+    weight: Any
+    execution: Execution
+    is_matrix: bool
+
+    @property
+    def input(self) -> ElasticInput | None:
+        """What stands in front of the product."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, `(out,)`."""
+
+    def coded(self, bits: int | None) -> int | None:
+        """Return the bits of the codes that stand for `bits`, None for a float master."""
+
+    def has_integer_product(self, bits: int, activation_bits: int | None) -> bool:
+        """Return whether codes are multiplied by codes."""
+
+    def resident(self, bits: int, form: str) -> Any:
+        """Return the weight at `bits`, derived or from the weight cache."""
+
+    def multiply(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Return `hidden @ weight.T + bias`."""
 
 
-def choose(layer: "ElasticLinear", bits: int | None, activation_bits: int | None) -> LinearSetting:
+ForwardPath = Callable[[Multiplier, Tensor, LinearSetting], Tensor]
+
+
+def choose(layer: Multiplier, bits: int | None, activation_bits: int | None) -> LinearSetting:
     """Return the setting for these bit-widths with the fastest path that the layer may take."""
     path: ForwardPath = full_precision
     if bits is not None and layer.has_integer_product(bits, activation_bits):
@@ -48,23 +76,23 @@ def choose(layer: "ElasticLinear", bits: int | None, activation_bits: int | None
     return LinearSetting(bits, activation_bits, path)
 
 
-def full_precision(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
+def full_precision(layer: Multiplier, hidden: Tensor, setting: LinearSetting) -> Tensor:
     """Multiply by the float master."""
     return layer.multiply(_input(layer, hidden, setting), layer.weight)
 
 
-def given(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
+def given(layer: Multiplier, hidden: Tensor, setting: LinearSetting) -> Tensor:
     """Multiply by the weight of the setting."""
     assert setting.weight is not None
     return layer.multiply(_input(layer, hidden, setting), setting.weight)
 
 
-def dense(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
+def dense(layer: Multiplier, hidden: Tensor, setting: LinearSetting) -> Tensor:
     """Multiply by the derived weight."""
     return layer.multiply(_input(layer, hidden, setting), layer.resident(_coded(layer, setting), "dense"))
 
 
-def packed(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
+def packed(layer: Multiplier, hidden: Tensor, setting: LinearSetting) -> Tensor:
     """Multiply by packed codes; where inputs have gradients, by the dense weight."""
     if torch.is_grad_enabled() and hidden.requires_grad:
         return dense(layer, hidden, setting)
@@ -74,7 +102,7 @@ def packed(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Te
     return ops.packed_linear(_input(layer, hidden, setting), weight, layer.bias, exact=exact)
 
 
-def integers(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
+def integers(layer: Multiplier, hidden: Tensor, setting: LinearSetting) -> Tensor:
     """Multiply codes by codes; where gradients are recorded, as floats."""
     if torch.is_grad_enabled():
         floats = packed if layer.execution.packed else dense
@@ -89,14 +117,14 @@ def integers(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> 
 FORM_OF: dict[ForwardPath, str] = {dense: "dense", packed: "packed", integers: "integers"}
 
 
-def _input(layer: "ElasticLinear", hidden: Tensor, setting: LinearSetting) -> Tensor:
+def _input(layer: Multiplier, hidden: Tensor, setting: LinearSetting) -> Tensor:
     if layer.input is None:
         return hidden
     rounded: Tensor = layer.input(hidden, setting.activation_bits, layer.path, setting.unclipped)
     return rounded
 
 
-def _coded(layer: "ElasticLinear", setting: LinearSetting) -> int:
+def _coded(layer: Multiplier, setting: LinearSetting) -> int:
     bits = layer.coded(setting.bits)
     assert bits is not None
     return bits

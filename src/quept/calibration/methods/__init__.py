@@ -4,17 +4,12 @@ A rounding method of your own is one class: derive it from `RoundingMethod`, nam
 and put that name in a recipe's `rounding_method`. See docs/adding-a-rounding-method.md.
 """
 
-from typing import TYPE_CHECKING
-
 from quept.calibration.methods.adaround import AdaRound
-from quept.calibration.methods.base import Draft, Method, ParameterGroup, RoundingMethod, Start
+from quept.calibration.methods.base import Draft, Method, ParameterGroup, RoundingMethod, Start, Weight
 from quept.calibration.methods.clipping import Clipping
 from quept.calibration.methods.learned_rounding import LearnedRounding
 from quept.calibration.methods.low_rank import LowRank
 from quept.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from quept.calibration.trainable import TrainableWeight
 
 ROUNDING_METHODS: dict[str, type[RoundingMethod]] = {"offsets": LearnedRounding}
 
@@ -38,7 +33,7 @@ def rounding_method(name: str) -> type[RoundingMethod]:
     return ROUNDING_METHODS[name]
 
 
-def methods_for(weight: "TrainableWeight") -> list[Method]:
+def methods_for(weight: Weight) -> list[Method]:
     """Return the methods that the settings of a weight ask for, in the order in which they act."""
     spec = weight.spec
     methods: list[Method] = []

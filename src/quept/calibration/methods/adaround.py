@@ -1,16 +1,11 @@
 """Low-rank factors as a rounding policy: `floor(W / s) + h`, with `h` learned between 0 and 1 (CBQ, after AdaRound)."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from quept.calibration.methods.base import Draft
+from quept.calibration.methods.base import Draft, Weight
 from quept.calibration.methods.low_rank import LowRank
 from quept.numerics import adaround, affine
 from quept.numerics.affine import Grid
-
-if TYPE_CHECKING:
-    from quept.calibration.trainable import TrainableWeight
 
 # The regulariser of AdaRound: its weight in the loss, and how its sharpness falls over the training.
 PENALTY_WEIGHT = 0.01
@@ -20,7 +15,7 @@ FIRST_SHARPNESS, LAST_SHARPNESS = 20.0, 2.0
 class AdaRound(LowRank):
     """The logits of rounding up are a low-rank product. While they train, weights are rounded softly."""
 
-    def __init__(self, weight: "TrainableWeight") -> None:
+    def __init__(self, weight: Weight) -> None:
         super().__init__(weight)
         self._up: Tensor | None = None
 

@@ -13,21 +13,18 @@ A `TrainableWeight` has one instance of each of its methods, which act one after
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from quept.calibration.optimizer import OptimizerRule
-from quept.config import Reconstruction
+from quept.config import Reconstruction, WeightSpec
 from quept.formats import packing
 from quept.formats.derivation import Rounding
 from quept.layers.weight import FrozenWeight
 from quept.numerics import affine, rounding_mask
 from quept.numerics.affine import Grid
-
-if TYPE_CHECKING:
-    from quept.calibration.trainable import TrainableWeight
 
 
 @dataclass
@@ -69,10 +66,32 @@ class ParameterGroup:
     parameters: list[Tensor] = field(default_factory=list)
 
 
+class Weight(Protocol):
+    """The weight that methods learn about, as they see it; see `TrainableWeight`."""
+
+    master: Tensor
+    spec: WeightSpec
+    path: str
+    out_features: int
+    in_features: int
+
+    def float_master(self) -> Tensor:
+        """Return the master in float32."""
+
+    def inputs_per_scale(self, bits: int) -> int:
+        """Return the inputs that share a scale at `bits`."""
+
+    def scales_per_row(self, bits: int) -> int:
+        """Return the scales per output channel at `bits`."""
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Return whether the grid at `bits` is symmetric."""
+
+
 class Method:
     """Learns nothing and changes nothing: methods override what they need. `weight` is the one it belongs to."""
 
-    def __init__(self, weight: "TrainableWeight") -> None:
+    def __init__(self, weight: Weight) -> None:
         self.weight = weight
 
     def draw(self, generator: torch.Generator) -> None:

@@ -2,20 +2,16 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from quept.calibration.methods.base import Draft, Method, ParameterGroup, Start, straight_through
+from quept.calibration.methods.base import Draft, Method, ParameterGroup, Start, Weight, straight_through
 from quept.calibration.optimizer import ADAM
 from quept.config import Reconstruction
 from quept.formats import eight_bit
 from quept.layers.weight import INITIAL_CLIP_LOGIT, FrozenWeight
 from quept.numerics import affine, clipping
-
-if TYPE_CHECKING:
-    from quept.calibration.trainable import TrainableWeight
 
 UNCLIPPED = 20.0  # sigmoid(20) is 1 in float32
 
@@ -23,7 +19,7 @@ UNCLIPPED = 20.0  # sigmoid(20) is 1 in float32
 class Clipping(Method):
     """Logits of the clip ratios, `(2, out, groups_b)` float32 for each bit-width but the stored master's."""
 
-    def __init__(self, weight: "TrainableWeight") -> None:
+    def __init__(self, weight: Weight) -> None:
         super().__init__(weight)
         self.logits = {
             bits: self.learnable(2, weight.out_features, weight.scales_per_row(bits), value=INITIAL_CLIP_LOGIT)

@@ -1,19 +1,15 @@
 """Learned rounding (after SignRound, arXiv 2309.05516): an offset of at most half a step for each weight."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from quept.calibration.methods.base import ParameterGroup, RoundingMethod, Start
+from quept.calibration.methods.base import ParameterGroup, RoundingMethod, Start, Weight
 from quept.calibration.optimizer import NORMALIZED_DESCENT
 from quept.config import Reconstruction
 from quept.numerics import affine
 from quept.numerics.affine import Grid
-
-if TYPE_CHECKING:
-    from quept.calibration.trainable import TrainableWeight
 
 TRAVEL = 1.5  # quantization steps, if every draw were as long as the first; they shrink, so half of it at most
 FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would flip weights at random
@@ -22,7 +18,7 @@ FASTEST = 1 / 50  # of a quantization step: a few steps that are longer would fl
 class LearnedRounding(RoundingMethod):
     """Offsets in steps, zero at the start, `(out, groups, inputs)` float32 for each bit-width."""
 
-    def __init__(self, weight: "TrainableWeight") -> None:
+    def __init__(self, weight: Weight) -> None:
         super().__init__(weight)
         self.offsets: dict[int, nn.Parameter] = {}
         self.min_max: dict[int, tuple[Tensor, Tensor]] = {}  # of each group; the master does not change any more

@@ -2,20 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from quept.calibration.methods.base import Draft, Method, ParameterGroup, straight_through
+from quept.calibration.methods.base import Draft, Method, ParameterGroup, Weight, straight_through
 from quept.calibration.optimizer import ADAM
 from quept.config import Reconstruction
 from quept.formats import eight_bit
 from quept.formats.derivation import adapted
 from quept.layers.weight import FrozenWeight
-
-if TYPE_CHECKING:
-    from quept.calibration.trainable import TrainableWeight
 
 
 class LowRank(Method):
@@ -24,7 +20,7 @@ class LowRank(Method):
     Their product enters in weight space, `Q(W + B A)`, or in scale space, as an offset in steps (supplement, table 1).
     """
 
-    def __init__(self, weight: "TrainableWeight") -> None:
+    def __init__(self, weight: Weight) -> None:
         super().__init__(weight)
         rank = weight.spec.adapter.total_rank(weight.spec.groups)
         self.down, self.up = self.learnable(rank, weight.in_features), self.learnable(weight.out_features, rank)
