@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quept.calibration import Progress, Report, calibrate
+    from quept.calibration import Progress, Report
+    from quept.commands.allocate import allocate
+    from quept.commands.bench import bench
+    from quept.commands.calibrate import calibrate
+    from quept.commands.demo import demo
+    from quept.commands.evaluate import evaluate
+    from quept.commands.evaluator import PlanEvaluator
+    from quept.commands.generate import generate
+    from quept.commands.info import info
+    from quept.commands.plan_front import plan_front
+    from quept.commands.sensitivity import measure_sensitivity, sensitivity
     from quept.config import Precision, PrecisionPlan, Recipe
     from quept.errors import CalibrationFailed, CorruptArtifact, InvalidInput, QueptError
     from quept.evaluation import evaluate_precisions
@@ -25,6 +35,7 @@ _HOME = {
         "PlanEvaluator",
         "allocate",
         "bench",
+        "calibrate",
         "demo",
         "evaluate",
         "generate",
@@ -34,7 +45,7 @@ _HOME = {
         "sensitivity",
     ),
     "config": ("PrecisionPlan", "Recipe", "Precision"),
-    "calibration": ("Progress", "Report", "calibrate"),
+    "calibration": ("Progress", "Report"),
     "errors": ("CalibrationFailed", "CorruptArtifact", "InvalidInput", "QueptError"),
     "evaluation": ("evaluate_precisions", "perplexity"),
     "generation": ("KeyValueCache",),

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: results, JSON, and one paragraph for every mistake."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,6 +166,22 @@ def test_info_names_bit_widths_recipe_and_origin(workplace, capfd):
         str(workplace / "model"),
     ):
         assert expected in shown
+
+
+HEAVY = """
+import sys
+from command_line import run
+run(sys.argv[1], "--help")
+sys.exit(str({"torch", "transformers", "numpy", "matplotlib"} & {*sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("command", ["calibrate", "allocate"])
+def test_help_is_answered_without_loading_pytorch(command):
+    place = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", HEAVY, command], capture_output=True, text=True, cwd=place)
+    assert "--json" in result.stdout
+    assert result.stderr.strip() == "set()"
 
 
 def test_quiet_prints_nothing(workplace, capfd):

@@ -11,6 +11,7 @@ from quept.commands import Workload
 from quept.commands.generate import Generation
 from quept.errors import InvalidInput
 from quept.evaluation.judges import DataOptions
+from quept.search import SensitivityTable
 
 AMOUNT = DataOptions(sequence_length=16, max_tokens=200)
 
@@ -22,9 +23,10 @@ def place(tmp_path_factory, tiny_model, tiny_tokenizer):
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer.save_pretrained(folder / "model")
     (folder / "text.txt").write_text("a plain text of a few words, again and again. " * 40, encoding="utf-8")
-    recipe = quept.load_recipe("paper").adjusted(bits="2,4,8", epochs=1, rank=2)
+    changes = {"recipe": "paper", "bits": (2, 4, 8), "epochs": 1, "rank": 2}
     data = {"data": folder / "text.txt", "samples": 4, "sequence_length": 16}
-    quept.calibrate(folder / "model", folder / "artifact", recipe=recipe, **data)
+    report = quept.calibrate(folder / "model", folder / "artifact", **changes, **data)
+    assert report.to_json()["manifest"]["recipe"] == report.manifest.recipe.model_dump(mode="json")
     told = []
     quept.sensitivity(
         folder / "artifact",
@@ -49,6 +51,32 @@ def plain(result):
     return json.loads(json.dumps(result.to_json(), default=str))
 
 
+def test_calibrate_is_what_the_command_runs(place, tmp_path, tiny_model, windows):
+    arguments = ("--data", place / "text.txt", "--samples", 4, "--sequence-length", 16, "--recipe", "paper")
+    training = ("--bits", "2,4,8", "--epochs", 1, "--rank", 2, "-q")
+    assert run("calibrate", place / "model", "-o", tmp_path / "same", *arguments, *training) == 0
+    for shard in (place / "artifact").glob("*.safetensors"):
+        assert (tmp_path / "same" / shard.name).read_bytes() == shard.read_bytes()
+    model = tiny_model("llama")
+    report = quept.calibrate(model, tmp_path / "loaded", data=windows, bits=4, epochs=0)
+    assert report.manifest.recipe.bits == (4,)
+    assert report.manifest.recipe.name == "best"
+    for wrong, told in (
+        ({"bits": (4, 9)}, "bit-widths go from 2 to 8"),
+        ({"bits": [None]}, "cannot be read"),
+        ({"activation_bits": 4, "recipe": "paper"}, "leaves activations at full precision"),
+    ):
+        with pytest.raises(InvalidInput, match=told):
+            quept.calibrate(model, tmp_path / "wrong", data=windows, **wrong)
+    with pytest.raises(InvalidInput, match="give a path, a Hub name, or a transformers model"):
+        quept.calibrate(object(), tmp_path / "wrong", data=windows, epochs=1)
+
+
+def test_all_public_names_are_there():
+    for name in quept.__all__:
+        assert getattr(quept, name).__module__.startswith("quept.")
+
+
 def test_evaluate_is_what_the_command_measures(place, capfd):
     found = quept.evaluate(place / "artifact", place / "text.txt", bits="2,w4", baseline=True, options=AMOUNT)
     written = shown(
@@ -56,6 +84,11 @@ def test_evaluate_is_what_the_command_measures(place, capfd):
         *("--sequence-length", 16, "--max-tokens", 200),
     )
     assert plain(found).items() <= written.items()
+    loaded = quept.load(place / "artifact", 8, packed=False)
+    assert quept.evaluate(loaded, place / "text.txt", bits=[2, "w4"], baseline=True, options=AMOUNT) == found
+    assert set(quept.precision_of(loaded).bits.values()) == {8, None}  # keys and values have no bits
+    with pytest.raises(InvalidInput, match="was not loaded by quept"):
+        quept.evaluate(object(), place / "text.txt", options=AMOUNT)
     with pytest.raises(InvalidInput, match="5 bits are not in the calibrated set"):
         quept.evaluate(place / "artifact", place / "text.txt", bits="5", options=AMOUNT)
     with pytest.raises(InvalidInput, match="max-images 3 is not for a model that"):
@@ -68,6 +101,8 @@ def test_info_is_what_the_command_shows(place, capfd):
         "directory": str(place / "artifact")
     }
     assert [each.bits for each in found.precisions] == [2, 4, 8]
+    with pytest.raises(InvalidInput, match="give the path of its directory"):
+        quept.info(quept.load(place / "artifact"))
 
 
 def test_generate_takes_a_directory_or_a_loaded_model(place, capfd):
@@ -79,10 +114,16 @@ def test_generate_takes_a_directory_or_a_loaded_model(place, capfd):
     assert shown(capfd, "generate", place / "artifact", *arguments)["tokens"] == list(one.tokens)
     model, tokenizer = quept.commands.open_generator(place / "artifact", "w4kv4")
     two = quept.generate(model, "a plain", tokenizer=tokenizer, max_new_tokens=5)
+    assert quept.generate(model, "a plain", max_new_tokens=5) == two
     assert two.cache is not None
     assert two.cache.bytes < two.cache.bfloat16_bytes
     with pytest.raises(InvalidInput, match="prompt is empty"):
         quept.generate(model, "", tokenizer=tokenizer)
+    for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}):
+        with pytest.raises(InvalidInput, match="but must be"):
+            quept.generate(model, "a plain", **wrong)
+    with pytest.raises(InvalidInput, match="was not loaded by quept"):
+        quept.generate(object(), "a plain")
 
 
 def test_allocate_takes_a_directory_or_a_loaded_model(place, capfd, tmp_path):
@@ -99,6 +140,9 @@ def test_allocate_takes_a_directory_or_a_loaded_model(place, capfd, tmp_path):
         quept.allocate(artifact, table)
     with pytest.raises(InvalidInput, match="give an evaluator"):
         quept.allocate(artifact, table, max_kl=0.1)
+    with pytest.raises(InvalidInput, match="refine improves a plan for one budget"):
+        quept.allocate(artifact, table, max_kl=0.1, refine=1)
+    assert set(quept.allocate(artifact, table, average_bits=6, bits="4").plan.bits.values()) == {4}
 
 
 def test_plans_are_measured_with_an_evaluator(place, tmp_path):
@@ -112,6 +156,8 @@ def test_plans_are_measured_with_an_evaluator(place, tmp_path):
     front.write(tmp_path)
     assert len(list(tmp_path.glob("plan-*.json"))) == len(front.plans)
     assert [each.allocation.mean_bits for each in front.uniform] == [2, 4, 8]
+    with pytest.raises(InvalidInput, match="budgets is 1"):
+        quept.plan_front(place / "artifact", place / "table.json", evaluator, budgets=1)
 
 
 def test_bench_times_what_it_is_asked(place):
@@ -125,6 +171,8 @@ def test_bench_times_what_it_is_asked(place):
     assert steps[-1] == (6, 6)
     assert [each.precision for each in found.results] == ["4"]
     assert found.baseline is not None
+    with pytest.raises(InvalidInput, match="tokens is 0, but must be 1 or more"):
+        Workload(tokens=0)
 
 
 def test_a_measurement_of_a_loaded_model_names_its_samples(place, windows, tmp_path):
@@ -133,3 +181,13 @@ def test_a_measurement_of_a_loaded_model_names_its_samples(place, windows, tmp_p
     assert table.origin.data == "samples"
     with pytest.raises(InvalidInput, match="was not loaded by quept"):
         quept.measure_sensitivity(object(), windows, tmp_path / "other.json")
+    with pytest.raises(InvalidInput, match="The samples are a list"):
+        quept.measure_sensitivity(model, [[1, 2]], tmp_path / "other.json")
+    again = quept.sensitivity(
+        quept.load(place / "artifact", integers=False, packed=False),
+        place / "text.txt",
+        tmp_path / "again.json",
+        samples=4,
+        sequence_length=16,
+    )
+    assert again == SensitivityTable.read(place / "table.json")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from quept.storage.manifest import Manifest
 
@@ -53,3 +53,14 @@ class Report:
     total_seconds: float = 0.0
     trained_tokens: int = 0
     stream_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary for `json.dump`."""
+        return {
+            "output": str(self.directory),
+            "total_seconds": self.total_seconds,
+            "seconds": dict(self.seconds),
+            "trained_tokens": self.trained_tokens,
+            "stream_bytes": self.stream_bytes,
+            "manifest": self.manifest.model_dump(mode="json"),
+        }

@@ -53,21 +53,17 @@ def calibrate(
     it runs: see [bold]quept evaluate[/], [bold]quept generate[/], and quept.load in Python.
     """
     check_target("--json", json_file)
-    from quept.calibration import calibrate as run
-    from quept.cli.tables.calibration import CalibrationDisplay, show, to_json
-    from quept.commands.opening import recipe_for
+    from quept import commands
+    from quept.cli.tables.calibration import CalibrationDisplay, show
 
-    changes: dict[str, Any] = {"bits": bits, "activation_bits": activation_bits}
-    sizes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "group_size": group_size, "rank": rank}
-    chosen = recipe_for(model, recipe).adjusted(**changes, **sizes)
-    amount: dict[str, Any] = {"samples": samples, "sequence_length": sequence_length, "strict": strict}
+    what: dict[str, Any] = {"recipe": recipe, "bits": bits, "activation_bits": activation_bits}
+    what |= {"epochs": epochs, "batch_size": batch_size, "group_size": group_size, "rank": rank}
+    what |= {"samples": samples, "sequence_length": sequence_length, "strict": strict, "seed": seed}
     how: dict[str, Any] = {"device": device, "compiled": compiled, "stream_memory": int(stream_memory * 10**9)}
     with display(quiet, "opening the model and the data") as shown:
         told = CalibrationDisplay(shown)
         try:
-            report = run(
-                model, output, data=data, recipe=chosen, seed=seed, resume=resume, progress=told, **amount, **how
-            )
+            report = commands.calibrate(model, output, data=data, **what, **how, resume=resume, progress=told)
         except KeyboardInterrupt:
             raise Interrupted(
                 "Interrupted. Where blocks were finished, the same command with --resume goes on."
@@ -76,4 +72,4 @@ def calibrate(
     show(report, console)
     minutes = f" in {report.total_seconds / 60:.1f} minutes" if report.total_seconds else ""
     console.print(f"Wrote {clean(str(output))}{minutes}. Next: quept evaluate {output} --data DATA")
-    write_json(json_file, {**to_json(report), "notes": told.notes})
+    write_json(json_file, {**report.to_json(), "notes": told.notes})

@@ -61,4 +61,4 @@ def demo(
         f"       quept evaluate {artifact} --data {chosen.test} --baseline --original {chosen.model}\n"
         f"       quept info {artifact}",
     )
-    write_json(json_file, {**found.evaluation.to_json(), "calibration": calibration.to_json(found.report)})
+    write_json(json_file, found.to_json())

@@ -95,6 +95,7 @@ def _point(each: Measurement, name: str) -> FrontPoint:
 def _curve(title: str, metric: str, full_precision: float, points: Sequence[Point], size: int | None) -> Curve:
     if not points:
         raise InvalidInput(
-            "There is nothing to plot: plots are of calibrated models at plain bit-widths; give --bits 2-8."
+            "There is nothing to plot: plots are of artifacts at plain bit-widths. Give an artifact, and bits such as "
+            "--bits 2-8."
         )
     return Curve(title, metric, full_precision, tuple(points), size)

@@ -2,6 +2,7 @@
 
 from quept.commands.allocate import FoundPlan, PlanOptions, allocate, open_problem
 from quept.commands.bench import Benchmark, Workload, bench
+from quept.commands.calibrate import CalibrationOptions, calibrate
 from quept.commands.demo import PLOTS, Demonstrated, demo, demonstration
 from quept.commands.evaluate import evaluate
 from quept.commands.evaluator import PlanEvaluator
@@ -14,6 +15,7 @@ __all__ = [
     "PLOTS",
     "ArtifactInfo",
     "Benchmark",
+    "CalibrationOptions",
     "Demonstrated",
     "FoundPlan",
     "Generation",
@@ -23,6 +25,7 @@ __all__ = [
     "Workload",
     "allocate",
     "bench",
+    "calibrate",
     "demo",
     "demonstration",
     "evaluate",

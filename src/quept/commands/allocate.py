@@ -7,6 +7,7 @@ from typing import Any
 
 from quept.commands.evaluator import PlanEvaluator
 from quept.commands.opening import manifest_of
+from quept.config import parse_bits
 from quept.errors import InvalidInput
 from quept.formats.dtypes import DTYPES
 from quept.models import architecture_of
@@ -26,17 +27,24 @@ class PlanOptions:
 
     Attributes:
         count: what an average is over: bytes of the weights, or layers, each of them alike.
-        bits: bit-widths to choose from; None is all that there are.
+        bits: bit-widths to choose from, as in `2-8` or `[2, 4, 16]`, 16 for full precision; None is all that there are.
         fixed: bit-widths of linears by path or pattern.
         free: let linears that read the same tensor differ, which engines that fuse them cannot run.
         pairs: heed what linears add to one another; otherwise the sum of sensitivities is made least, exactly.
     """
 
     count: Count = "bytes"
-    bits: Sequence[int] | None = None
+    bits: str | Sequence[int] | None = None
     fixed: Mapping[str, int] = field(default_factory=dict)
     free: bool = False
     pairs: bool = True
+
+    @property
+    def allowed(self) -> tuple[int, ...] | None:
+        """The bit-widths to choose from as numbers; None is all that there are."""
+        if isinstance(self.bits, str):
+            return parse_bits(self.bits)
+        return None if self.bits is None else tuple(self.bits)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ def allocate(
         raise InvalidInput("Give one of average_bits, max_bytes, max_kl and max_perplexity: what the plan is for.")
     problem = open_problem(model, table, PlanOptions(**options))
     if average_bits is None and max_bytes is None:
+        if refine:
+            raise InvalidInput("refine improves a plan for one budget; use it with average_bits or max_bytes.")
         return _smallest(problem, _needed(evaluator), max_kl, max_perplexity)
     budget = Budget(average_bits, max_bytes, problem.count)
     chosen = problem.solve(budget)
@@ -113,7 +123,7 @@ def open_problem(model: Any, table: SensitivityTable | str | Path, options: Plan
     if isinstance(model, str | Path):
         model = open_skeleton(model, manifest)
     constraints = Constraints(
-        allowed=None if options.bits is None else tuple(options.bits),
+        allowed=options.allowed,
         fixed=options.fixed,
         together=() if options.free else architecture_of(manifest.architecture).shared_input_groups(model),
     )
@@ -130,7 +140,10 @@ def _smallest(
     else:
         assert max_perplexity is not None
         if evaluator.metric != "perplexity":
-            raise InvalidInput("--max-perplexity is for models of language; for images use --max-kl or --front.")
+            raise InvalidInput(
+                f"--max-perplexity {max_perplexity:g} limits a perplexity, but this model's plans are measured by "
+                f"{evaluator.metric}: use --max-kl or --front."
+            )
         tried = smallest(problem, evaluator.quality, max_perplexity)
     return FoundPlan.of(tried[-1].allocation, tried)
 

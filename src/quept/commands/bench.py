@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from quept.commands.opening import choose_dtype
-from quept.config import parse_precisions
+from quept.commands.bits import BitsLike, read_precisions
+from quept.commands.opening import choose_dtype, directory_of
+from quept.config import Precision
 from quept.errors import InvalidInput
 from quept.evaluation.speed import Speed, measure_speed
 from quept.models import architecture_of
@@ -19,6 +20,12 @@ from quept.storage import load
 Progress = Callable[[str, int, int], None]  # what is measured, steps done, steps in total
 
 
+def _check_count(name: str, value: int) -> None:
+    """Raise `InvalidInput` for a number below 1."""
+    if value < 1:
+        raise InvalidInput(f"{name} is {value}, but must be 1 or more.")
+
+
 @dataclass(frozen=True)
 class Workload:
     """A prompt of `prompt` tokens, `repeats` times, and `tokens` tokens decoded behind it."""
@@ -26,6 +33,10 @@ class Workload:
     prompt: int = 128
     tokens: int = 32
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _check_count(name, value)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Benchmark:
 def bench(
     directory: str | Path,
     *,
-    bits: str | None = None,
+    bits: BitsLike | None = None,
     workload: Workload = Workload(),
     dtype: str = "auto",
     exact: bool = False,
@@ -70,18 +81,20 @@ def bench(
 
     Args:
         directory: the artifact.
-        bits: precisions as in `2-8` or `w4a8`; None is all that there are.
+        bits: precisions as in `2-8`, `4` or `[2, "w4a8"]`; None is all that there are.
         workload: tokens to run.
         dtype: of what is not quantized; `auto` is the checkpoint's.
         exact: multiply activations as they come, not rounded to eight bits on the way.
-        threads: of the processor; None leaves PyTorch's.
+        threads: of the processor, set for the whole process; None leaves PyTorch's.
         memory_budget: bytes for packed weights.
         baseline: whether to time the model unquantized, in bfloat16, as well.
         progress: told what is measured, steps done and in total.
 
     Raises `InvalidInput` for a model that generates no text, and for bits that were not calibrated.
     """
+    directory = directory_of(directory)
     if threads is not None:
+        _check_count("threads", threads)
         torch.set_num_threads(threads)
     kept = None if dtype == "auto" else choose_dtype(dtype, torch.device("cpu"))
     model = load(directory, dtype=kept, packed=True, exact=exact, memory_budget=memory_budget)
@@ -90,7 +103,7 @@ def bench(
             f"{directory} holds a {model.config.model_type} model, which {task.verb}; bench is for models "
             "that generate text."
         )
-    precisions = parse_precisions(bits) if bits else tuple(model.quept_manifest.recipe.bits)
+    precisions = read_precisions(bits) or tuple(Precision(weights=each) for each in model.quept_manifest.recipe.bits)
     steps = _Steps((workload.repeats + workload.tokens) * (len(precisions) + baseline), progress)
     steps.name("memory")
     bandwidth = read_bandwidth() if available() else math.nan

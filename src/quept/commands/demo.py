@@ -57,6 +57,10 @@ class Demonstrated:
     report: Report
     evaluation: Evaluation | AccuracyEvaluation
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the evaluation, with the calibration under its name, as a dictionary for `json.dump`."""
+        return {**self.evaluation.to_json(), "calibration": self.report.to_json()}
+
 
 def demonstrations() -> dict[str, Demonstration]:
     """Return the demonstrations by name."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from quept.commands.bits import BitsLike, read_precisions
 from quept.commands.opening import Opened, open_any, open_original, roundable_twin
-from quept.config import Precision, PrecisionPlan, parse_precisions
+from quept.config import Precision, PrecisionPlan
 from quept.errors import InvalidInput
 from quept.evaluation import AccuracyEvaluation, Evaluation
 from quept.evaluation.judges import DataOptions, Measured, Report
@@ -13,10 +15,10 @@ from quept.precision import elastic_linears
 
 
 def evaluate(
-    model: str | Path,
+    model: Any,
     data: str | Path,
     *,
-    bits: str | None = None,
+    bits: BitsLike | None = None,
     kv_bits: int | None = None,
     plans: Sequence[str | Path] = (),
     baseline: bool = False,
@@ -31,17 +33,18 @@ def evaluate(
     """Measure perplexity, or of an image classifier accuracy, at each precision, beside full precision.
 
     Args:
-        model: an artifact, or a plain Hugging Face model, of which full precision and rounding are measured.
+        model: the directory of an artifact; a model by `quept.load`, which is measured as it was loaded; or a plain
+            Hugging Face model, of which full precision and rounding are measured.
         data: text or images: a file, a folder, or the name of a data set.
-        bits: precisions as in `2-8` or `w4a8,8`; None is all that there are, or with `plans` none.
+        bits: precisions as in `2-8`, `4` or `[2, "w4a8"]`; None is all that there are, or with `plans` none.
         kv_bits: bit-width of keys and values; None is full precision.
         plans: files of precision plans to measure as well.
         baseline: whether to measure plain rounding to nearest too.
         original: the language model that was calibrated, to measure the KL divergence from its predictions.
         options: how much of the data, and in which pieces.
         recipe: whose granularity a plain model is rounded at.
-        device: `auto`, `cpu` or `cuda`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu` or `cuda`, for a path.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`, for a path.
         progress: told what is measured, units done and in total.
         note: told of data that could not be read.
 
@@ -52,7 +55,7 @@ def evaluate(
             '--kv-bits is not for plans, which say so themselves: add an entry like "model.layers.*": "kv4".'
         )
     named = {str(path): PrecisionPlan.read(path) for path in plans}
-    wanted = None if bits is None else parse_precisions(bits)
+    wanted = read_precisions(bits)
     opened = open_any(model, recipe, device, dtype)
     if named and not opened.calibrated and not baseline:
         raise InvalidInput(f"Plans are for artifacts, which {model} is not; with --baseline it is rounded by them.")

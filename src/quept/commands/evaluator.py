@@ -1,6 +1,7 @@
 """Measuring plans on data."""
 
 from pathlib import Path
+from typing import Any
 
 from quept.commands.opening import open_any
 from quept.commands.sensitivity import draw_samples
@@ -20,7 +21,7 @@ class PlanEvaluator:
 
     def __init__(
         self,
-        directory: str | Path,
+        model: Any,
         data: str | Path,
         *,
         samples: int | None = None,
@@ -30,19 +31,21 @@ class PlanEvaluator:
         progress: Report = lambda label, done, total: None,
         note: Note = lambda text: None,
     ) -> None:
-        """Open an artifact and data; `samples` of it, None for the task's number, are for `target`."""
-        opened = open_any(directory, None, device, dtype)
+        """Open data for an artifact, by its directory or as a model by `quept.load`.
+
+        `samples` of the data, None for the task's number, are for `target`; `options` say how much of it is for
+        `quality`. `device` and `dtype` are for a path.
+        """
+        opened = open_any(model, None, device, dtype)
         self.model, self.progress, self.plans = opened.model, progress, 0
-        self._directory, self._data, self._samples, self._note = directory, data, samples, note
+        self._data, self._samples, self._note = data, samples, note
         self._length = options.sequence_length
         self._judge = opened.task.judge(self.model, opened.processor, data, options, note=note)
         self.metric, self.amount = self._judge.metric, self._judge.amount
 
     def target(self) -> SearchTarget:
         """Return the model with samples of the data."""
-        drawn = draw_samples(
-            self.model, self._directory, self._data, self._samples, self._length, seed=0, note=self._note
-        )
+        drawn = draw_samples(self.model, self._data, self._samples, self._length, seed=0, note=self._note)
         return search_target(self.model, drawn)
 
     def quality(self, precision: PrecisionLike) -> float:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TextStreamer
 
+from quept.commands.opening import manifest_of, open_processor, task_of
 from quept.errors import InvalidInput
 from quept.generation import KeyValueCache, cache_arguments
-from quept.models import architecture_of
-from quept.models.checkpoint import open_tokenizer
 from quept.models.checkpoint import quiet as quiet_transformers
 from quept.precision import PrecisionLike, key_values, set_precision
 from quept.storage import load
@@ -60,7 +59,7 @@ def generate(
         model: the model, or the directory of its artifact.
         prompt: text to go on from.
         precision: what to run at from now on, as for `set_precision`; None leaves it as it is.
-        tokenizer: the model's, where `model` is not a path.
+        tokenizer: the model's; None opens the artifact's.
         kv_recent: the latest tokens whose keys and values stay in full precision, where these are quantized.
         max_new_tokens: tokens to add at most.
         temperature: 0 is greedy; higher is more varied.
@@ -69,9 +68,10 @@ def generate(
 
     Raises `InvalidInput` for a model that generates no text, and for a prompt that is empty or too long.
     """
+    _check(prompt, max_new_tokens, temperature)
     if isinstance(model, str | Path):
-        model, found = open_generator(model)
-        tokenizer = tokenizer or found
+        model = load(model, device="auto")
+    tokenizer = _generating(model) if tokenizer is None else tokenizer
     if precision is not None:
         set_precision(model, precision)
     inputs = _encoded(model, tokenizer, prompt, max_new_tokens)
@@ -100,12 +100,28 @@ def open_generator(
     Raises `InvalidInput` for a model that generates no text.
     """
     model = load(directory, precision, device=device, memory_budget=memory_budget)
-    if not (task := architecture_of(model.config.model_type).task).keeps_keys_values:
+    return model, _generating(model)
+
+
+def _generating(model: Any) -> Any:
+    """Return the tokenizer of a model by `quept.load`; raises `InvalidInput` if it generates no text."""
+    manifest_of(model)
+    if not (task := task_of(model)).keeps_keys_values:
         raise InvalidInput(
-            f"{directory} holds a {model.config.model_type} model, which {task.verb} and generates no text; see "
-            "quept evaluate."
+            f"{model.quept_directory} holds a {model.config.model_type} model, which {task.verb} and generates no "
+            "text; see quept evaluate."
         )
-    return model, open_tokenizer(directory)
+    return open_processor(model)
+
+
+def _check(prompt: str, max_new_tokens: int, temperature: float) -> None:
+    """Raise `InvalidInput` for arguments that no model can take."""
+    if not isinstance(prompt, str):
+        raise InvalidInput(f"The prompt is a {type(prompt).__name__}; give some text to go on from.")
+    if max_new_tokens < 1:
+        raise InvalidInput(f"max_new_tokens is {max_new_tokens}, but must be 1 or more.")
+    if not temperature >= 0:
+        raise InvalidInput(f"The temperature is {temperature}, but must be 0 (greedy) or more.")
 
 
 def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Any:

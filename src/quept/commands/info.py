@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quept.commands.opening import directory_of
 from quept.config import MAX_BITS
 from quept.layers.size import full_precision_bytes, packed_bytes, resident_bytes
 from quept.models import Architecture, BlockContext, architecture_of
@@ -75,7 +76,7 @@ def info(directory: str | Path, *, memory_budget: int | None = None) -> Artifact
 
     Raises `InvalidInput` where there is no artifact, `CorruptArtifact` for a damaged one.
     """
-    model = load(directory)
+    model = load(directory_of(directory))
     manifest: Manifest = model.quept_manifest
     precisions = tuple(_described(model, manifest, bits) for bits in manifest.recipe.bits)
     budget = 2 * resident_bytes(model, MAX_BITS) if memory_budget is None else memory_budget

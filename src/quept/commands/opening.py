@@ -13,7 +13,7 @@ from quept.errors import InvalidInput
 from quept.formats.dtypes import DTYPES
 from quept.layers.tensors import copy_sharing
 from quept.models import Task, architecture_of, open_model
-from quept.models.checkpoint import cast_parameters, read_config
+from quept.models.checkpoint import cast_parameters
 from quept.recipes import load_recipe
 from quept.storage import is_artifact, load
 from quept.storage.manifest import Manifest
@@ -30,20 +30,21 @@ class Opened:
     stored: torch.dtype
 
 
-def open_any(model: str | Path, recipe: str | None, device: str, dtype: str) -> Opened:
+def open_any(model: Any, recipe: str | None, device: str, dtype: str) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated.
 
-    `recipe` gives a plain model's granularity; None takes its task's default. Raises `InvalidInput` for a model that
-    cannot be opened, and for a recipe beside an artifact.
+    A model by `quept.load` is taken as it is, on its device and in its dtype. `recipe` gives a plain model's
+    granularity; None takes its task's default. Raises `InvalidInput` for a model that cannot be opened, and for a
+    recipe beside an artifact.
     """
     where = choose_device(device)
     exact = choose_dtype(dtype, where)
-    if is_artifact(model):
+    if not isinstance(model, str | Path) or is_artifact(model):
         if recipe is not None:
             raise InvalidInput("--recipe is for models that are no artifacts; an artifact has its own.")
-        loaded = load(model, device=where, dtype=exact, packed=False)
-        task = architecture_of(loaded.config.model_type).task
-        return Opened(loaded, task, task.open_processor(model, loaded.config), True, DTYPES[manifest_of(loaded).dtype])
+        loaded = load(model, device=where, dtype=exact, packed=False) if isinstance(model, str | Path) else model
+        manifest = manifest_of(loaded)
+        return Opened(loaded, task_of(loaded), open_processor(loaded), True, DTYPES[manifest.dtype])
     plain = open_model(model)
     task = architecture_of(plain.config.model_type).task
     stored = plain.dtype
@@ -72,11 +73,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def recipe_for(model: str | Path, recipe: str | Path | None) -> Recipe:
-    """Return a recipe by name or file, or (None) the one that is recommended for a checkpoint's task."""
-    if recipe is None:
-        recipe = architecture_of(read_config(model).model_type).task.default_recipe
-    return load_recipe(recipe)
+def task_of(model: Any) -> Task:
+    """Return the task of a model of a registered family."""
+    return architecture_of(model.config.model_type).task
+
+
+def open_processor(model: Any) -> Any:
+    """Open the tokenizer or image processor of an artifact's model, which `quept.load` loaded."""
+    manifest_of(model)
+    return task_of(model).open_processor(model.quept_directory, model.config)
+
+
+def directory_of(given: Any) -> Path:
+    """Return an artifact's directory from a path; raises `InvalidInput` for anything else, such as a loaded model."""
+    if not isinstance(given, str | Path):
+        raise InvalidInput(f"The artifact is a {type(given).__name__}; give the path of its directory.")
+    return Path(given)
 
 
 def manifest_of(model: Any) -> Manifest:

@@ -6,6 +6,7 @@ from typing import Any
 
 from quept.commands.allocate import PlanOptions, open_problem
 from quept.commands.evaluator import PlanEvaluator
+from quept.errors import InvalidInput
 from quept.files import write_json
 from quept.search.budget import Measurement, front
 from quept.search.table import SensitivityTable
@@ -57,7 +58,11 @@ def plan_front(
         evaluator: measures plans.
         budgets: number of budgets, two at least; plans that repeat are left out.
         options: those of `PlanOptions`.
+
+    Raises `InvalidInput` for a table of another model, and for fewer than two budgets.
     """
+    if budgets < 2:
+        raise InvalidInput(f"budgets is {budgets}, but must be 2 or more: the smallest plan's and the largest's.")
     if not isinstance(table, SensitivityTable):
         table = SensitivityTable.read(table)
     problem = open_problem(model, table, PlanOptions(**options))

@@ -1,16 +1,16 @@
 """`quept.sensitivity`: the cost in accuracy of each linear at each bit-width."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from quept.commands.opening import choose_dtype, manifest_of
-from quept.config import parse_bits
+from quept.commands.bits import read_bits
+from quept.commands.opening import choose_dtype, manifest_of, open_processor, task_of
 from quept.data import digest
 from quept.devices import choose_device
 from quept.errors import InvalidInput
-from quept.models import architecture_of
 from quept.models.task import Choice, Note
 from quept.search.measurement import measure_table
 from quept.search.sensitivity import Progress
@@ -20,12 +20,12 @@ from quept.storage import load, read_manifest
 
 
 def sensitivity(
-    directory: str | Path,
+    model: Any,
     data: str | Path,
     output: str | Path,
     *,
     metric: Metric = "kl",
-    kv_bits: str | None = None,
+    kv_bits: str | int | Sequence[int] | None = None,
     samples: int | None = None,
     sequence_length: int | None = None,
     seed: int = 0,
@@ -37,7 +37,7 @@ def sensitivity(
     """Measure the sensitivity of each linear of an artifact at each bit-width, and write the table.
 
     Args:
-        directory: the artifact.
+        model: the directory of an artifact, or a model by `quept.load`.
         data: text or images, as for `calibrate`; better not the calibration data.
         output: the JSON file; an interrupted measurement goes on from `<output>.partial`.
         metric: `kl` runs the model for every linear and bit-width, `gradient` estimates from one backward pass.
@@ -45,21 +45,21 @@ def sensitivity(
         samples: windows or images; None is the task's default.
         sequence_length: tokens per window; None is as calibrated.
         seed: of the choice of samples.
-        device: `auto`, `cpu` or `cuda`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu` or `cuda`, for a path.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`, for a path.
         progress: told what is measured, passes done and in total.
         note: told what the user should know.
 
     Raises `InvalidInput` for what cannot be opened, and where `output` is of another measurement.
     """
-    if metric not in ("kl", "gradient"):
-        raise InvalidInput(f"The metric {metric!r} is not known; choose kl or gradient.")
+    _check_metric(metric)
     if metric == "gradient" and kv_bits is not None:
         raise InvalidInput("Gradients are of linears alone; use --metric kl for --kv-bits.")
-    keys_values = () if kv_bits is None else parse_bits(kv_bits)
-    where = choose_device(device)
-    model = load(directory, device=where, dtype=choose_dtype(dtype, where), integers=False, packed=False)
-    drawn = draw_samples(model, directory, data, samples, sequence_length, seed, note)
+    keys_values = read_bits(kv_bits) or ()
+    if isinstance(model, str | Path):
+        where = choose_device(device)
+        model = load(model, device=where, dtype=choose_dtype(dtype, where), integers=False, packed=False)
+    drawn = draw_samples(model, data, samples, sequence_length, seed=seed, note=note)
     origin = _origin(model, drawn, metric, str(data), keys_values)
     return measure_table(search_target(model, drawn), origin, Path(output), progress=progress, note=note)
 
@@ -75,7 +75,13 @@ def measure_sensitivity(
         output: the JSON file; an interrupted measurement goes on from `<output>.partial`.
         metric: `kl` or `gradient`.
         progress: told what is measured, passes done and in total.
+
+    Raises `InvalidInput` for another model and other samples.
     """
+    _check_metric(metric)
+    manifest_of(model)
+    if not isinstance(samples, Tensor):
+        raise InvalidInput(f"The samples are a {type(samples).__name__}; give a tensor, as the model takes it.")
     origin = _origin(model, samples, metric, "samples")
     return measure_table(search_target(model, samples), origin, Path(output), progress=progress)
 
@@ -89,18 +95,26 @@ def open_table(path: str | Path, directory: str | Path) -> SensitivityTable:
 
 def draw_samples(
     model: Any,
-    directory: str | Path,
     data: str | Path,
     samples: int | None,
     sequence_length: int | None,
+    *,
     seed: int,
     note: Note,
 ) -> Tensor:
-    """Return samples for an artifact's model, drawn and prepared as for its calibration; None is the task's number."""
-    task, config = architecture_of(model.config.model_type).task, model.config
+    """Return samples for a model by `quept.load`, drawn and prepared as for its calibration.
+
+    `samples` and `sequence_length` are as for `sensitivity`.
+    """
+    manifest, task, config = manifest_of(model), task_of(model), model.config
     count = task.search_samples if samples is None else samples
-    recipe = task.fit(manifest_of(model).recipe, config, data, count, sequence_length, note)
-    return task.draw(data, task.open_processor(directory, config), config, recipe, Choice(seed, note=note))
+    recipe = task.fit(manifest.recipe, config, data, count, sequence_length, note)
+    return task.draw(data, open_processor(model), config, recipe, Choice(seed, note=note))
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in ("kl", "gradient"):
+        raise InvalidInput(f"The metric {metric!r} is not known; choose kl or gradient.")
 
 
 def _origin(model: Any, samples: Tensor, metric: Metric, data: str, keys_values: tuple[int, ...] = ()) -> Origin:

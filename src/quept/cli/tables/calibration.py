@@ -1,7 +1,5 @@
 """The table and the progress of `quept calibrate`."""
 
-from typing import Any
-
 from rich.console import Console
 
 from quept.calibration import Report
@@ -20,18 +18,6 @@ def show(report: Report, console: Console) -> None:
         rows.append((report.manifest.recipe.label(bits), f"{rounding:.4g}", f"{calibrated:.4g}", f"{ratio:.2f}"))
     title = "Mean error of the blocks against full precision"
     show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
-
-
-def to_json(report: Report) -> dict[str, Any]:
-    """Return the report for `--json`."""
-    return {
-        "output": report.directory,
-        "total_seconds": report.total_seconds,
-        "seconds": report.seconds,
-        "trained_tokens": report.trained_tokens,
-        "stream_bytes": report.stream_bytes,
-        "manifest": report.manifest.model_dump(mode="json"),
-    }
 
 
 class CalibrationDisplay:
