@@ -14,7 +14,7 @@ def page() -> list[str]:
     lines = [
         "# Command line",
         "",
-        "Every command has `--help`, which shows the same. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+        "Every command has `--help`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
         "",
         *table(
             ("command", "purpose"),

@@ -7,12 +7,12 @@ from markdown import first_sentence, table
 import quept
 from quept.calibration import RoundingMethod, register_rounding_method
 from quept.generation import cache_arguments
-from quept.models import Architecture, Features, Residual, Site, Task, Values
+from quept.models import Architecture, Features, Residual, Site, Values
 from quept.search import SensitivityTable
 
 # Public names outside `quept` itself, by the package that they are imported from.
 OTHERS: dict[str, tuple[Any, ...]] = {
-    "quept.models": (Architecture, Site, Features, Values, Residual, Task),
+    "quept.models": (Architecture, Site, Features, Values, Residual),
     "quept.calibration": (RoundingMethod, register_rounding_method),
     "quept.generation": (cache_arguments,),
     "quept.search": (SensitivityTable,),
