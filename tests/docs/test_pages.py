@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import FAMILIES, VISION
 
-from quept.models import Architecture, Residual, Site
+import quept
+from quept.config import Mixing, Rule
+from quept.config.base import Value
+from quept.models import ARCHITECTURES, Architecture, Residual, Site
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -62,6 +66,24 @@ def test_every_link_and_every_named_file_is_there(page):
             assert anchor in anchors(found), f"{page.name} links to {target}"
     for name in FILE.findall(text):
         assert name in ELSEWHERE or is_file_of_the_project(name), f"{page.name} names {name}"
+
+
+def test_every_setting_of_a_recipe_has_a_row():
+    reference = (ROOT / "docs" / "recipe-fields.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## `\[+([\w.]+)\]+`$(.*?)(?=^## )", reference, re.MULTILINE | re.DOTALL))
+    kinds = {name: type(value) for name, value in quept.load_recipe("best") if isinstance(value, Value)}
+    kinds = {**kinds, "reconstruction.mixing": Mixing, "rules": Rule}
+    assert {"groups", *sections} == {"reconstruction.mixing", "rules", *kinds}
+    for section, text in sections.items():
+        rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+        assert rows == [name for name in kinds[section].model_fields if name != "mixing"]
+
+
+def test_the_support_matrix_has_every_family_and_each_is_tested():
+    matrix = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (?:\[measured\]|tested|runs)", matrix, re.MULTILINE)
+    assert shown == list(ARCHITECTURES)
+    assert {*FAMILIES, *(family for family, _ in VISION.values())} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("kind", [Architecture, Site, Residual])
