@@ -116,16 +116,16 @@ def parts_of_best(base: Recipe, other_data: list[str]) -> Iterator[Variant]:
     yield training("clipping rate 5e-3", clipping_learning_rate=5e-3)
     yield training("mean absolute error", loss="mae")
     yield training("products in bfloat16 at 8 bits as well", bfloat16_bits=(2, 3, 4, 5, 6, 8))
-    yield training("no widths mixed", mixing=Mixing())
-    yield training("widths mixed in all blocks", mixing=base.reconstruction.mixing.updated(start=0.0))
+    yield training("no bit-widths mixed", mixing=Mixing())
+    yield training("bit-widths mixed in all blocks", mixing=base.reconstruction.mixing.updated(start=0.0))
     yield training("twice the rounding rate", **twice)
     yield training("three times the rounding rate", **thrice)
     yield Variant("parts", "best")
     yield Variant("parts", "no learned rounding", learned_rounding=())
     yield Variant("parts", "no adapters", {"adapter": {"kind": "none"}})
-    yield Variant("parts", "adapters at all widths", {"adapter": {"bits": ()}})
+    yield Variant("parts", "adapters at all bit-widths", {"adapter": {"bits": ()}})
     yield Variant(
-        "parts", "isolated cascade at all widths", {"adapter": {"bits": (), "kind": "cascade", "isolated": True}}
+        "parts", "isolated cascade at all bit-widths", {"adapter": {"bits": (), "kind": "cascade", "isolated": True}}
     )
     yield Variant("parts", "one merged stream", {"merging": {"strategy": "selective"}})
     yield Variant("parts", "smoothing", {"smoothing": {"enabled": True}})

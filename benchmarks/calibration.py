@@ -4,7 +4,8 @@
     python benchmarks/calibration.py --model DIR --data TEXT      any model, the recipe `paper`
     python benchmarks/calibration.py --shape llama-2-7b           one decoder block of that shape with random weights,
                                                                   extrapolated to the model at the paper's settings
-    python benchmarks/calibration.py --predict                    memory and work of whole models, computed only
+    python benchmarks/calibration.py --predict                    memory and work of whole models, computed only, with
+                                                                  --recipe of another recipe than `paper`
 
 Everything runs through `quept.calibrate`, as a user's calibration does. Seconds are this machine's; what carries over
 is the split, the bytes per weight, and the ratios. Peak memory is the process's resident set, less what Python and its
@@ -50,30 +51,33 @@ class Shape:
         key_values = self.hidden // self.heads * self.key_value_heads
         return self.hidden * (2 * self.hidden + 2 * key_values + 3 * self.intermediate)
 
-    def device_bytes(self, tokens: int, element: int) -> int:
+    def device_bytes(self, tokens: int, element: int, learned: int = 0) -> int:
         """Predicted peak on the compute device, for a batch of `tokens` and weights of `element` bytes.
 
         Per weight: the block's own copy, the derived weight, and for the backward pass a float32 and a mask. Besides:
         the fake quantizer's temporaries (six float32 copies of the largest linear), and the activations kept for the
-        backward pass (about twelve of the hidden and five of the intermediate size per token).
+        backward pass (about twelve of the hidden and five of the intermediate size per token). At each of the `learned`
+        bit-widths a float32 offset, its gradient and its mean square.
         """
-        weights = self.block_weights * (2 * element + 4 + 1)
+        weights = self.block_weights * (2 * element + 4 + 1 + 12 * learned)
         temporaries = 6 * 4 * self.hidden * self.intermediate
         return weights + temporaries + tokens * (12 * self.hidden + 5 * self.intermediate) * element
 
-    def stream_bytes(self, element: int) -> int:
-        """The two streams of hidden states at the paper's settings."""
-        data = quept.load_recipe("paper").data
-        return 2 * data.samples * data.sequence_length * self.hidden * element
+    def stream_bytes(self, element: int, recipe: Recipe) -> int:
+        """The streams of hidden states: full precision, and one for all bit groups or for each."""
+        streams = 1 + (len(recipe.groups) if recipe.merging.strategy == "per-group" else 1)
+        return streams * recipe.data.samples * recipe.data.sequence_length * self.hidden * element
 
-    def petaflop(self) -> float:
-        """Matrix products of the forward and backward passes at the paper's settings, in 1e15."""
-        paper = quept.load_recipe("paper")
-        tokens = paper.data.samples * paper.data.sequence_length * paper.reconstruction.epochs * len(paper.groups)
+    def petaflop(self, recipe: Recipe) -> float:
+        """Matrix products of training's forward and backward passes, in 1e15."""
+        every = recipe.reconstruction.train_every or (1,) * len(recipe.groups)
+        groups = sum(1 / each for each in every if each)
+        tokens = recipe.data.samples * recipe.data.sequence_length * recipe.reconstruction.epochs * groups
         return 6 * self.block_weights * tokens * self.blocks / 1e15
 
 
 SHAPES = {
+    "llama-3.2-1b": Shape(2048, 8192, 32, 8, 16),
     "llama-2-7b": Shape(4096, 11008, 32, 32, 32),
     "llama-2-13b": Shape(5120, 13824, 40, 40, 40),
     "llama-3-8b": Shape(4096, 14336, 32, 8, 32),
@@ -158,23 +162,24 @@ def extrapolate(shape: Shape, report: Report, peak: int) -> dict[str, Any]:
         "predicted_peak_bytes": shape.device_bytes(batch, element) + on_host,
         "seconds_per_token_and_width": per_token,
         "whole_model_hours": per_token * passes * shape.blocks / 3600,
-        "whole_model_stream_bytes": shape.stream_bytes(element),
-        "whole_model_petaflop": shape.petaflop(),
+        "whole_model_stream_bytes": shape.stream_bytes(element, paper),
+        "whole_model_petaflop": shape.petaflop(paper),
     }
 
 
-def predict(console: Console) -> None:
-    """Whole models at the paper's settings on a GPU: one block in bfloat16, batches of 2 x 2,048 tokens."""
+def predict(console: Console, recipe: Recipe) -> None:
+    """Whole models on a GPU, one block in bfloat16, with a recipe's batches and windows."""
+    tokens, learned = recipe.reconstruction.batch_size * recipe.data.sequence_length, len(recipe.learned_rounding)
     table = Table("shape", "blocks", "weights per block", "GPU memory", "streams (host)", "model (host)", "PFLOP")
     for name, shape in SHAPES.items():
         table.add_row(
             name,
             str(shape.blocks),
             f"{shape.block_weights / 1e6:,.0f} M",
-            f"{shape.device_bytes(2 * 2048, 2) / GIB:.1f} GiB",
-            f"{shape.stream_bytes(2) / GIB:.1f} GiB",
+            f"{shape.device_bytes(tokens, 2, learned) / GIB:.1f} GiB",
+            f"{shape.stream_bytes(2, recipe) / GIB:.1f} GiB",
             f"{2 * shape.blocks * shape.block_weights / GIB:.0f} GiB",
-            f"{shape.petaflop():,.0f}",
+            f"{shape.petaflop(recipe):,.0f}",
         )
     console.print(table)
 
@@ -183,7 +188,7 @@ def main() -> None:
     options = arguments()
     console = Console(highlight=False)
     if options.predict:
-        predict(console)
+        predict(console, quept.load_recipe(options.recipe or "paper"))
         return
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:

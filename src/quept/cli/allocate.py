@@ -49,13 +49,8 @@ def allocate(
     from quept.cli.plan_output import write
     from quept.evaluation.judges import DataOptions
 
-    rules: dict[str, Any] = {
-        "bits": bits,
-        "count": count,
-        "fixed": read_fixed(fix),
-        "free": free,
-        "pairs": not additive,
-    }
+    rules: dict[str, Any] = {"bits": bits, "count": count, "free": free, "pairs": not additive}
+    rules["fixed"] = read_fixed(fix)
     amount = DataOptions(sequence_length, max_tokens=max_tokens, max_images=max_images)
     how: dict[str, Any] = {"samples": samples, "options": amount, "device": device, "dtype": dtype}
     evaluator = None

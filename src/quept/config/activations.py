@@ -16,24 +16,26 @@ class Activations(Value):
     former_names: ClassVar = {"start": "range_init"}
 
     bits: tuple[Bits, ...] = ()
-    """Bit-widths of the linears' inputs; empty: weights alone are quantized."""
+    """Bit-widths of the linears' inputs; empty: weights alone are quantized. In a file also text, `"4-8"`."""
 
     range: Literal["token", "tensor"] = "token"
     """`token`: symmetric, on a range that is measured for every token and clipped to a learned ratio. `tensor`:
-    asymmetric, on a range that is learned for each bit-width and stays."""
+    asymmetric, on a range that is learned for each bit-width and stays. Source: paper, `token` for language models,
+    `tensor` for the ViT family."""
 
     group_size: Annotated[int, Field(ge=1)] | None = None
     """Channels of a token that share a range, with `range = "token"`; None: all."""
 
     products: bool = False
-    """Round both operands of attention's two products as well, with `range = "tensor"`."""
+    """Round both operands of attention's two products as well, with `range = "tensor"`. Source: paper, ViT family."""
 
     range_init: RangeInit = "percentile"
-    """Where ranges of tensors start: `min-max`, the best of a few `percentile`s (RepQ-ViT), or a `search` for the least
-    error."""
+    """Where ranges of tensors start: `min-max`, the best of a few `percentile`s of the values, or a `search` for the
+    least error. Source: `percentile`, RepQ-ViT; `search`, quept."""
 
     softmax: Literal["uniform", "log"] = "uniform"
-    """Grid of attention's probabilities: `uniform`, or `log` with levels close together near zero (AdaLog)."""
+    """Grid of attention's probabilities: `uniform`, or `log` with levels close together near zero. Source: `log`,
+    AdaLog."""
 
     @field_validator("bits", mode="before")
     @classmethod

@@ -29,7 +29,7 @@ class Data(Value):
     """Windows of text, or images. Source: paper, implementation details."""
 
     sequence_length: Annotated[int, Field(ge=2)] = 2048
-    """Tokens per window of text; the model's limit where that is lower."""
+    """Tokens per window of text; the model's limit where that is lower. Source: paper, implementation details."""
 
 
 class Recipe(Value):
@@ -50,7 +50,8 @@ class Recipe(Value):
     """See below."""
 
     learned_rounding: tuple[Bits, ...] = ()
-    """Bit-widths whose rounding is learned and kept as one bit per weight, after SignRound (arXiv 2309.05516)."""
+    """Bit-widths whose rounding is learned and kept as one bit per weight. Source: after SignRound (arXiv
+    2309.05516), see docs/experiments.md."""
 
     rounding_method: Annotated[str, Field(min_length=1)] = "offsets"
     """The method that learns it: `offsets`, or one that was registered; see `register_rounding_method`."""
@@ -78,7 +79,8 @@ class Recipe(Value):
 
     outer_bits: Bits | None = None
     """Bit-width of the layers in front of the blocks and behind them (patch embedding and classifier of a vision
-    transformer, head of a language model); None leaves them at full precision."""
+    transformer, head of a language model); None leaves them at full precision. Source: paper, ViT
+    family: 8 bits."""
 
     rules: tuple[Rule, ...] = ()
     """Settings of single layers, see below."""

@@ -24,11 +24,11 @@ class Merging(Value):
     """Share of tokens that `selective` leaves as the highest group has them. Source: paper, 50 %."""
 
     weights: tuple[float, ...] = ()
-    """Weights of the groups in a mixed token, high to low, summing to one; empty: 0.3, 0.3, 0.4 for three groups
-    (source: paper), equal parts for any other number."""
+    """Weights of the groups in a mixed token, high to low, summing to one; empty: 0.3, 0.3, 0.4 for three groups,
+    equal parts for any other number. Source: paper, MB-ToMe."""
 
     single_width: int | None = None
-    """The bit-width of the strategy `single-width`."""
+    """Bit-width of the strategy `single-width`, one that is calibrated; no other strategy reads it."""
 
     def weights_for(self, groups: int) -> tuple[float, ...]:
         """Return one weight per group, high to low, summing to one."""
@@ -46,7 +46,8 @@ class Mixing(Value):
     former_names: ClassVar = {"share": "probability"}
 
     bits: tuple[Bits, ...] = ()
-    """Bit-widths at which linears may move up, in training and when their stream moves on; empty: none."""
+    """Bit-widths at which linears may move up, in training and when their stream moves on; empty: none.
+    Source: quept, docs/experiments.md."""
 
     probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which they do."""
@@ -70,54 +71,58 @@ class Reconstruction(Value):
     }
 
     loss: Loss = "mae"
-    """Error of a block's output: mean absolute (`mae`) or mean squared (`mse`)."""
+    """Error of a block's output: mean absolute (`mae`) or mean squared (`mse`). Source: `mae`, paper."""
 
     last_block_loss: Literal["kl"] | None = None
-    """`kl` trains the last block on the KL divergence of the model's predictions instead of on its hidden states."""
+    """`kl` trains the last block on the KL divergence of the model's predictions instead of on its hidden states.
+    Source: quept, docs/experiments.md."""
 
     label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the predicted probability that goes to the token that follows in the calibration text; needs
-    `last_block_loss = "kl"`."""
+    `last_block_loss = "kl"`. Source: quept, docs/experiments.md."""
 
     epochs: Annotated[int, Field(ge=0)] = 15
-    """Passes over the samples per block; 0 trains nothing: all is rounded on the ranges at the start."""
+    """Passes over the samples per block; 0 trains nothing: all is rounded on the ranges at the start. Source: paper,
+    LLaMA, weight-only."""
 
     batch_size: Annotated[int, Field(ge=1)] = 2
-    """Samples per optimizer step."""
+    """Samples per optimizer step. Source: paper, LLaMA."""
 
     normalized: bool = False
-    """Divide the loss at each bit-width by its value at the start, so that no group outweighs another."""
+    """Divide the loss at each bit-width by its value at the start, so that no group outweighs another.
+    Source: quept."""
 
     train_every: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """One number per bit group, high to low: it takes part in every n-th step, or with 0 in none, which leaves its
-    ranges whole; empty: every group in every step."""
+    ranges whole; empty: every group in every step. Source: quept."""
 
     bfloat16_bits: tuple[Bits, ...] = ()
     """Bit-widths at which linears multiply in bfloat16 while they train and when their stream moves on, where the
-    device has instructions for it."""
+    device has instructions for it. Source: quept."""
 
     mixing: Mixing = Mixing()
     """See below."""
 
     adapter_learning_rate: LearningRate = 7e-4
-    """Learning rate of adapters."""
+    """Learning rate of adapters. Source: paper, LLaMA, weight-only."""
 
     clip_init: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
     """Logit of the clip ratios at the start, or `search`: the ratios that round with the least output error, found for
-    each group of inputs."""
+    each group of inputs. Source: 4.0, paper; `search`, quept, docs/experiments.md."""
 
     clipping_learning_rate: LearningRate = 2e-2
-    """Learning rate of the weights' clip ratios."""
+    """Learning rate of the weights' clip ratios. Source: paper, LLaMA, weight-only."""
 
     activation_learning_rate: LearningRate = 1e-2
-    """Learning rate of the activations' ranges."""
+    """Learning rate of the activations' ranges. Source: quept; the recipes `weight-activation` and `vision` have the
+    paper's."""
 
     rounding_learning_rate: LearningRate | Literal["auto"] = "auto"
     """First step of learned rounding, in quantization steps; steps fall linearly to zero. `auto`: 1.5 over the number
-    of steps that a bit-width takes part in, at most 1/50."""
+    of steps that a bit-width takes part in, at most 1/50. Source: quept."""
 
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Learning rates at the end, relative to the start; they fall along a cosine."""
+    """Learning rates at the end, relative to the start; they fall along a cosine. Source: paper."""
 
     @model_validator(mode="after")
     def _mixes_predictions(self) -> Self:

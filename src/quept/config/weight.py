@@ -18,13 +18,15 @@ class Granularity(Value):
     """Number of inputs that share a scale: groups at some bit-widths, whole rows at the others."""
 
     group_size: Annotated[int, Field(ge=1)] = 128
-    """Inputs that share a scale at the bit-widths in `grouped_bits`. Source: the paper's experiments, groups of 128."""
+    """Inputs that share a scale at the bit-widths in `grouped_bits`. Source: paper, groups of 128."""
 
     grouped_bits: tuple[Bits, ...] = (2,)
-    """Bit-widths whose scales are of groups; all others have one scale per output channel."""
+    """Bit-widths whose scales are of groups; all others have one scale per output channel. Source: paper, 2 bits
+    alone."""
 
     symmetric_bits: tuple[Bits, ...] = ()
-    """Bit-widths whose zero point is always the middle code, for which integer products need no correction."""
+    """Bit-widths whose zero point is always the middle code, for which integer products need no correction.
+    Source: quept."""
 
     def inputs_per_scale(self, bits: int, in_features: int) -> int:
         """Return the inputs under one scale at `bits`; never more than the row has."""
@@ -38,13 +40,14 @@ class Store(Value):
 
     master_bits: Literal[8] | None = None
     """8 keeps master, adapters and clip ratios in 8 bits, and 8 bits are then the master itself: no range, no adapter,
-    no rounding mask. None keeps the master in the checkpoint's dtype and the rest in floats, as the paper does."""
+    no rounding mask. None keeps the master in the checkpoint's dtype and the rest in floats, as the paper does. Source:
+    quept, docs/artifact.md."""
 
     group_size: Annotated[int, Field(ge=1)] | None = None
-    """Inputs of a row that share a scale of the 8-bit master; None: the whole row."""
+    """Inputs of a row that share a scale of the 8-bit master; None: the whole row. Source: quept."""
 
     clip_ratio_bits: Literal[4, 8] = 8
-    """Bits of each stored clip ratio at bit-widths with groups; rows always have 8."""
+    """Bits of each stored clip ratio at bit-widths with groups; rows always have 8. Source: quept."""
 
     def without_master(self, bits: Iterable[int]) -> tuple[int, ...]:
         """Return those of some bit-widths that are rounded from the master."""
@@ -66,14 +69,14 @@ class Adapter(Value):
     the neighbouring code (CBQ). Source: supplement, table 1."""
 
     rank: Annotated[int, Field(ge=1)] = 16
-    """Rank that each bit group adds. Source: the paper's tables; supplement, table 4, has others."""
+    """Rank that each bit group adds. Source: paper, main tables; others in the supplement, table 4."""
 
     isolated: bool = False
     """Stop the gradient of a cascade's lower group at the slices of higher ones, so that low bits cannot disturb high
-    ones."""
+    ones. Source: quept."""
 
     bits: tuple[Bits, ...] = ()
-    """Bit-widths that have an adapter; empty: all."""
+    """Bit-widths that have an adapter; empty: all. Source: quept."""
 
     @model_validator(mode="after")
     def _isolates_a_cascade(self) -> Self:
