@@ -69,9 +69,11 @@ def generate(
     Raises `InvalidInput` for a model that generates no text, and for a prompt that is empty or too long.
     """
     _check(prompt, max_new_tokens, temperature)
-    if isinstance(model, str | Path):
-        model = load(model, device="auto")
-    tokenizer = _generating(model) if tokenizer is None else tokenizer
+    given = model
+    if isinstance(given, str | Path):
+        model = load(given, device="auto")
+    if tokenizer is None:
+        tokenizer = _open_tokenizer(model, given)
     if precision is not None:
         set_precision(model, precision)
     inputs = _encoded(model, tokenizer, prompt, max_new_tokens)
@@ -100,16 +102,20 @@ def open_generator(
     Raises `InvalidInput` for a model that generates no text.
     """
     model = load(directory, precision, device=device, memory_budget=memory_budget)
-    return model, _generating(model)
+    return model, _open_tokenizer(model, directory)
 
 
-def _generating(model: Any) -> Any:
-    """Return the tokenizer of a model by `quept.load`; raises `InvalidInput` if it generates no text."""
+def _open_tokenizer(model: Any, given: Any) -> Any:
+    """Return the tokenizer of a model by `quept.load`; messages name its directory as it was `given`.
+
+    Raises `InvalidInput` for a model that generates no text.
+    """
     manifest_of(model)
     if not (task := task_of(model)).keeps_keys_values:
+        directory = given if isinstance(given, str | Path) else model.quept_directory
         raise InvalidInput(
-            f"{model.quept_directory} holds a {model.config.model_type} model, which {task.verb} and generates no "
-            "text; see quept evaluate."
+            f"{directory} holds a {model.config.model_type} model, which {task.verb} and generates no text; see "
+            "quept evaluate."
         )
     return open_processor(model)
 
