@@ -47,9 +47,9 @@ torch.manual_seed(0)
 sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 model = MyForCausalLM(MyConfig(vocab_size=128, **sizes)).eval()
 rules = ({"match": "model.layers.0.mlp.down_proj", "ignore": True}, {"match": "*.self_attn.*", "group_size": 32})
-recipe = quept.load_recipe("best").adjusted(bits="2,4,8", epochs=1).updated(rules=rules)
+recipe = quept.load_recipe("best").updated(rules=rules)
 with tempfile.TemporaryDirectory() as folder:
     windows = torch.randint(128, (16, 32))
-    quept.calibrate(model, f"{folder}/elastic", data=windows, recipe=recipe)
+    quept.calibrate(model, f"{folder}/elastic", data=windows, recipe=recipe, bits="2,4,8", epochs=1)
     loaded = quept.load(f"{folder}/elastic", 4)
     print(type(loaded.model.layers[0].mlp.down_proj).__name__, type(loaded.model.layers[1].mlp.down_proj).__name__)

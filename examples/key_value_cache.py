@@ -13,12 +13,12 @@ from quept import builtin
 from quept.generation import cache_arguments
 
 with tempfile.TemporaryDirectory() as folder:
-    recipe = quept.load_recipe("best").adjusted(bits="4,8", epochs=1)
     quept.calibrate(
         builtin.model_path(),
         f"{folder}/elastic",
         data=builtin.calibration_text_path(),
-        recipe=recipe,
+        bits="4,8",
+        epochs=1,
         samples=16,
         sequence_length=64,
     )

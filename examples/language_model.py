@@ -13,13 +13,13 @@ import quept
 from quept import builtin
 
 with tempfile.TemporaryDirectory() as folder:
-    # `best` is the default recipe; here it is as short as an example must be.
-    recipe = quept.load_recipe("best").adjusted(epochs=2)
+    # `best` is the default recipe. The last three arguments make it as short as an example must be.
     report = quept.calibrate(
         builtin.model_path(),
         f"{folder}/elastic",
         data=builtin.calibration_text_path(),
-        recipe=recipe,
+        recipe="best",
+        epochs=1,
         samples=32,
         sequence_length=64,
     )

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import quept
 from quept import builtin
+from quept.evaluation.judges import DataOptions
 
 with tempfile.TemporaryDirectory() as folder:
     artifact, table = Path(folder, "elastic"), Path(folder, "table.json")
-    recipe = quept.load_recipe("best").adjusted(bits="2,3,4,8", epochs=2)
-    data = {"samples": 32, "sequence_length": 64}
-    quept.calibrate(builtin.model_path(), artifact, data=builtin.calibration_text_path(), recipe=recipe, **data)
+    text, short = builtin.calibration_text_path(), {"samples": 32, "sequence_length": 64, "epochs": 1}
+    quept.calibrate(builtin.model_path(), artifact, data=text, bits="2,4,8", **short)
 
     # Once for an artifact: the cost of each linear at each bit-width.
-    quept.sensitivity(artifact, builtin.calibration_text_path(), table, samples=4, sequence_length=64)
+    quept.sensitivity(artifact, text, table, samples=4, sequence_length=64)
 
     # As often as wanted, in a fraction of a second: the best plan within a budget.
     plan = quept.allocate(artifact, table, average_bits=3.5)
@@ -28,6 +28,9 @@ with tempfile.TemporaryDirectory() as folder:
     chosen = quept.precision_of(model).bits
     print({bits: list(chosen.values()).count(bits) for bits in sorted(set(chosen.values()), key=str)})
 
-    found = quept.evaluate(artifact, builtin.test_text_path(), plans=[f"{folder}/plan.json"], bits="3,4")
+    tokens = DataOptions(max_tokens=4096)
+    found = quept.evaluate(
+        artifact, builtin.test_text_path(), plans=[f"{folder}/plan.json"], bits="2,4", options=tokens
+    )
     for each in found.results:
         print(f"{Path(each.precision).name:10} perplexity {each.perplexity:.3f}, {each.bytes:,} bytes")

@@ -11,12 +11,12 @@ import quept
 from quept import builtin
 
 with tempfile.TemporaryDirectory() as folder:
-    recipe = quept.load_recipe("best").adjusted(bits="2,4,8", epochs=1)
     quept.calibrate(
         builtin.model_path(),
         f"{folder}/elastic",
         data=builtin.calibration_text_path(),
-        recipe=recipe,
+        bits="2,4,8",
+        epochs=1,
         samples=16,
         sequence_length=64,
     )

@@ -12,12 +12,13 @@ import quept
 from quept import builtin
 
 with tempfile.TemporaryDirectory() as folder:
-    recipe = quept.load_recipe("vision-best").adjusted(bits="4-8", epochs=2)
     quept.calibrate(
         builtin.vision_model_path(),
         f"{folder}/elastic",
         data=builtin.calibration_images_path(),
-        recipe=recipe,
+        recipe="vision-best",
+        bits="4,8",
+        epochs=2,
         samples=64,
     )
     found = quept.evaluate(f"{folder}/elastic", builtin.test_images_path(), bits="4,8,w4a8", baseline=True)

@@ -6,6 +6,8 @@ from markdown import first_sentence, table
 
 import quept
 from quept.calibration import RoundingMethod, register_rounding_method
+from quept.commands import PlanOptions, Workload
+from quept.evaluation.judges import DataOptions
 from quept.generation import cache_arguments
 from quept.models import Architecture, Features, Residual, Site, Values
 from quept.search import SensitivityTable
@@ -14,6 +16,8 @@ from quept.search import SensitivityTable
 OTHERS: dict[str, tuple[Any, ...]] = {
     "quept.models": (Architecture, Site, Features, Values, Residual),
     "quept.calibration": (RoundingMethod, register_rounding_method),
+    "quept.commands": (PlanOptions, Workload),
+    "quept.evaluation.judges": (DataOptions,),
     "quept.generation": (cache_arguments,),
     "quept.search": (SensitivityTable,),
 }
@@ -25,7 +29,7 @@ def page() -> list[str]:
     lines = [
         "# Python",
         "",
-        "Public names are in `quept`, and imported on first use. Those that extend it are in the packages below.",
+        "Public names are in `quept`, and imported on first use. What extends them is in the packages below it.",
     ]
     for package, objects in packages.items():
         rows = [(f"[`{each.__name__}`](#{_path(each)})", first_sentence(each.__doc__ or "")) for each in objects]

@@ -51,8 +51,8 @@ from pathlib import Path
 from quept.models import ARCHITECTURES
 shutil.rmtree("model-elastic", ignore_errors=True)
 shutil.rmtree("artifact-of-a-family", ignore_errors=True)
-recipe = quept.load_recipe(RECIPE).adjusted(epochs=0)
-quept.calibrate = functools.partial(quept.calibration.calibrate, samples=4, sequence_length=64, recipe=recipe)
+short = {"samples": 4, "sequence_length": 64, "epochs": 0, "recipe": RECIPE}
+quept.calibrate = functools.partial(quept.commands.calibrate, **short)
 MY_FAMILY = replace(ARCHITECTURES["llama"], model_type="my_family")
 """
 CALIBRATED = """
