@@ -23,9 +23,13 @@ HARNESS = ROOT / "tests"
 MEASURED = ("results", "experiments")  # on models and texts that are not here
 DOWNLOADED = {"wikitext2", "ptb", "c4", "pile", "redpajama", "imagenet", "cifar10", "cifar100"}
 RUN = [page for page in GUIDES if page.stem not in (*MEASURED, "examples")]  # test_examples.py has the examples
-# What makes a calibration short.
-SHORT = ["--samples", "4", "--epochs", "0", "--batch-size", "4"]
-SHORT_TEXT = ["--sequence-length", "64"]
+# What makes commands short.
+SHORT = {
+    "calibrate": ["--samples", "4", "--epochs", "0", "--batch-size", "4"],
+    "sensitivity": ["--samples", "4"],
+    "bench": ["--repeats", "1", "--tokens", "4"],
+}
+SHORT_TEXT = {"calibrate": ["--sequence-length", "64"]}
 
 # One process for all, for the sake of what importing takes; its warnings are of first imports too.
 DRIVER = """
@@ -45,21 +49,25 @@ for kind, what in json.load(sys.stdin):
 """
 # What the examples in Python take as given.
 PREPARED = """
-import functools, shutil, torch, transformers, quept
+import shutil, torch, transformers, quept
 from dataclasses import replace
 from pathlib import Path
 from quept.models import ARCHITECTURES
 shutil.rmtree("model-elastic", ignore_errors=True)
 shutil.rmtree("artifact-of-a-family", ignore_errors=True)
-short = {"samples": 4, "sequence_length": 64, "epochs": 0, "recipe": RECIPE}
-quept.calibrate = functools.partial(quept.commands.calibrate, **short)
+
+def calibrate(model, output, **given):
+    "Calibrate once for each recipe; later calls copy that."
+    kept = Path("kept-" + RECIPE)
+    if not kept.exists():
+        quept.commands.calibrate(model, kept, recipe=RECIPE, samples=4, sequence_length=64, epochs=0, **given)
+    shutil.copytree(kept, output)
+
+quept.calibrate = calibrate
 MY_FAMILY = replace(ARCHITECTURES["llama"], model_type="my_family")
 """
 CALIBRATED = """
-kept = Path("kept-" + RECIPE)
-if not kept.exists():
-    quept.calibrate("MODEL", kept, data="text.txt")
-shutil.copytree(kept, "model-elastic")
+quept.calibrate("MODEL", "model-elastic", data="text.txt")
 model = quept.load("model-elastic", 4)
 tokenizer = transformers.AutoTokenizer.from_pretrained("MODEL")
 inputs = tokenizer("The tailor", return_tensors="pt", return_token_type_ids=False)
@@ -97,7 +105,7 @@ def _ready(words, directory):
     data = builtin.test_images_path() if images else "text.txt"
     given = {"MODEL": model, "DIR": directory, "TEXT": data, "IMAGES": data}
     words = [str(given.get(word, word)) for word in words]
-    return words + ([*SHORT, *([] if images else SHORT_TEXT)] if words[1] == "calibrate" else [])
+    return [*words, *SHORT.get(words[1], []), *([] if images else SHORT_TEXT.get(words[1], []))]
 
 
 def examples():
