@@ -62,7 +62,7 @@ def test_images_are_judged_by_their_error_in_percent(elastic, images):
     notes, source = [], Pictures(images)
     judge = AccuracyJudge(source, 5, 10, notes.append)
     assert (judge.metric, judge.amount, judge.total) == ("top-1 error (%)", "10 images", 10)
-    found = judge.evaluate(elastic.images, [2])
+    found = judge.evaluate(elastic.images, [2], Measured())
     assert found.images == 10
     assert notes == ["1 images could not be read and were left out, 7.png for one."]
     with at_precision(elastic.images, 2):

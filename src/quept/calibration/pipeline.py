@@ -65,27 +65,7 @@ def calibrate(
 ) -> Report:
     """Calibrate a model once for every bit-width of the recipe, and write the artifact.
 
-    Args:
-        model: a Hugging Face model directory or Hub name, or a transformers model (then give its tokenizer too).
-        output: directory of the artifact; must not exist, or be empty. While the run lasts, its work is in
-            `<output>.partial`.
-        data: for a causal language model a text file or data set name (see `quept.data`), or token windows
-            `(samples, tokens)`; for an image classifier a folder, file or data set of images, or images as the
-            model takes them, `(samples, channels, height, width)`.
-        recipe: a shipped recipe's name, a TOML file, or a `Recipe`; None is `best`, for images `vision-best`.
-        architecture: the model's family; None takes the one that is registered for its `model_type`. To load the
-            artifact the architecture has to be registered.
-        tokenizer: the tokenizer, where `model` is not a path.
-        image_processor: the image processor, where `model` is not a path.
-        samples: number of windows or images, instead of the recipe's.
-        sequence_length: tokens per window, instead of the recipe's.
-        seed: of the data choice, the adapters and the sampling. Same seed, same machine: same artifact, byte for byte.
-        device: `auto`, `cpu` or `cuda`.
-        compiled: whether training runs through `torch.compile`; None decides by the amount of work, on a CPU.
-        strict: an image that cannot be read is an error, instead of left out.
-        resume: go on with an interrupted run of the same settings.
-        stream_memory: bytes of hidden states held in memory; beyond it they live in memory-mapped files.
-        progress: told what happens.
+    The arguments are those of `quept.calibrate`, which can change settings of the recipe on top.
 
     Raises `InvalidInput` for wrong settings or too little data, `CalibrationFailed` for non-finite weights or
     losses, `QueptError` when the disk refuses; none leaves a half-written output.

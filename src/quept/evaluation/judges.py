@@ -21,6 +21,7 @@ from quept.evaluation.accuracy_precisions import AccuracyEvaluation, evaluate_ac
 from quept.evaluation.perplexity import perplexity
 from quept.evaluation.precisions import Evaluation, evaluate_precisions
 
+Precisions = Sequence[int | str | Precision]
 Report = Callable[[str, int, int | None], None]  # label, pieces of data done, and in total if that is known
 
 
@@ -56,7 +57,7 @@ class Measured:
     roundable: Any = None
     stored: torch.dtype | None = None
 
-    def chosen(self, precisions: Sequence[int | str | Precision]) -> Sequence[int | str | Precision]:
+    def chosen(self, precisions: Precisions) -> Precisions:
         """Return the precisions, or none where nothing is measured at them."""
         return precisions if self.calibrated or self.baseline else ()
 
@@ -86,11 +87,7 @@ class Judge(ABC):
 
     @abstractmethod
     def evaluate(
-        self,
-        model: Any,
-        precisions: Sequence[int | str | Precision],
-        measured: Measured = Measured(),
-        report: Report | None = None,
+        self, model: Any, precisions: Precisions, measured: Measured, report: Report | None = None
     ) -> Evaluation | AccuracyEvaluation:
         """Measure an elastic model at full precision and at each precision and plan.
 
@@ -122,11 +119,7 @@ class PerplexityJudge(Judge):
         return found.value
 
     def evaluate(
-        self,
-        model: Any,
-        precisions: Sequence[int | str | Precision],
-        measured: Measured = Measured(),
-        report: Report | None = None,
+        self, model: Any, precisions: Precisions, measured: Measured, report: Report | None = None
     ) -> Evaluation:
         """Measure perplexities and, with an `original`, divergences from it; see `evaluate_precisions`."""
         return evaluate_precisions(
@@ -174,11 +167,7 @@ class AccuracyJudge(Judge):
         return 100 * (1 - accuracy(model, batches, total=self.total, progress=progress).top1)
 
     def evaluate(
-        self,
-        model: Any,
-        precisions: Sequence[int | str | Precision],
-        measured: Measured = Measured(),
-        report: Report | None = None,
+        self, model: Any, precisions: Precisions, measured: Measured, report: Report | None = None
     ) -> AccuracyEvaluation:
         """Measure accuracies, see `evaluate_accuracy`; raises `InvalidInput` for an `original`."""
         if measured.original is not None:
