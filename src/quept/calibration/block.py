@@ -30,6 +30,8 @@ from quept.layers.replace import put
 from quept.layers.tensors import copy_sharing
 from quept.models import BlockContext
 from quept.models.checkpoint import cast_parameters
+from quept.storage.decisions import keep
+from quept.storage.manifest import BlockError
 from quept.transforms import FoldedInput, Transform, transforms_of
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -190,6 +192,22 @@ class CalibrationBlock:
         """Within: the baseline's weights and activations, whatever bit-width `run` is given."""
         with nearest(self.linears.values(), bits, self.recipe.activations.bits_for(bits), self.operands):
             yield
+
+    @contextmanager
+    def on_whole_ranges(self) -> Iterator[None]:
+        """Within: activations are rounded on their whole ranges, at every bit-width."""
+        before = {each: each.whole_bits for each in self.quantizers}
+        for each in before:
+            each.whole_bits = frozenset(self.recipe.activations.bits)
+        try:
+            yield
+        finally:
+            for each, bits in before.items():
+                each.whole_bits = bits
+
+    def keep(self, decisions: Iterable[BlockError]) -> None:
+        """Run what was decided from now on, once the block is frozen."""
+        keep(decisions, self.linears.values(), self.quantizers, self.recipe.activations)
 
     @contextmanager
     def observed(self, paths: Iterable[str], tokens: int) -> Iterator[dict[str, Tensor]]:

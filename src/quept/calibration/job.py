@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from quept import __version__, ops
 from quept.calibration.forward import WORTH_COMPILING
+from quept.calibration.held_out import held_out_count
 from quept.calibration.methods import rounding_method
 from quept.calibration.reconstruct import trained_tokens
 from quept.config import Recipe
@@ -24,7 +25,7 @@ from quept.formats.dtypes import DTYPES
 from quept.layers import learned_names, stored_tensors
 from quept.models import Architecture, architecture_for
 from quept.models.checkpoint import check_and_digest, read_config
-from quept.models.task import Choice
+from quept.models.task import Choice, Task
 from quept.recipes import load_recipe
 from quept.storage.artifact import skeleton
 from quept.storage.manifest import Provenance
@@ -74,6 +75,7 @@ class Job:
     architecture: Architecture
     recipe: Recipe
     samples: Tensor
+    held_out: Tensor
     device: torch.device
     compute_dtype: torch.dtype
     stored_dtype: str
@@ -111,8 +113,7 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
     _check_rules(model, recipe, architecture, note)
     rounding_method(recipe.rounding_method)  # an unknown one is reported now
     _check_matches_config(model, recipe, architecture)
-    choice = Choice(request.seed, wanted.strict, note)
-    samples = task.draw(wanted.data, processor, model.config, recipe, choice)
+    samples, held_out = _drawn(request, task, processor, model.config, recipe, note)
     stored_dtype = _stored_dtype(model)
     compute_dtype = _compute_dtype(DTYPES[stored_dtype], device)
     compiled = request.compiled
@@ -124,7 +125,7 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
         source=str(request.source.model) if isinstance(request.source.model, str | Path) else type(model).__name__,
         model_sha256=check_and_digest(model),
         data=str(wanted.data) if isinstance(wanted.data, str | Path) else task.samples_name,
-        data_sha256=digest(samples),
+        data_sha256=digest(torch.cat([samples, held_out])),
         seed=request.seed,
         device=device.type,
         compute_dtype=str(compute_dtype).removeprefix("torch."),
@@ -132,8 +133,38 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
         versions=_versions(rotated=recipe.rotation.enabled and device.type == "cpu"),
     )
     return Job(
-        model, processor, architecture, recipe, samples, device, compute_dtype, stored_dtype, request.seed, provenance
+        model,
+        processor,
+        architecture,
+        recipe,
+        samples,
+        held_out,
+        device,
+        compute_dtype,
+        stored_dtype,
+        request.seed,
+        provenance,
     )
+
+
+def _drawn(
+    request: Request, task: Task, processor: Any, config: Any, recipe: Recipe, note: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Return the samples to train on, and those that are held out to judge what was learned.
+
+    Those are drawn on top of the recipe's number, where the data has more, else they are the last of these.
+    """
+    wanted, count = request.wanted, recipe.data.samples
+    choice = Choice(request.seed, wanted.strict, note, spare=held_out_count(count))
+    drawn = task.draw(wanted.data, processor, config, recipe, choice)
+    held_out = held_out_count(count, task.tokens_per_sample(config, drawn))
+    if len(drawn) >= count + held_out:
+        return drawn[:count], drawn[count:][:held_out]
+    if count == 1:
+        note("There is a single sample: what is learned on it is judged on it, too.")
+        return drawn, drawn
+    note(f"The data has {count} {task.samples_name}: {held_out} of them judge what is learned on the others.")
+    return drawn[: count - held_out], drawn[count - held_out : count]
 
 
 def _open(source: Source) -> tuple[Any, Any, Architecture]:

@@ -5,7 +5,8 @@
     targets    the full-precision block's outputs on the full-precision stream
     prepare    fold transforms into the weights, round the master to what is stored, find where ranges start
     train      lower the error to the targets at every bit-width, on the quantized streams
-    freeze     keep what was learned in the form that is stored, measure it, write the block to disk
+    freeze     keep what was learned in the form that is stored
+    judge      keep of it what is better than plain rounding on held-out samples, write the block to disk
     advance    run the quantized streams through the frozen block
 
 One block is on the compute device at a time. A block that is already on disk is not trained again: it is read back and
@@ -22,8 +23,8 @@ from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
 from quept.calibration.forward import CompiledForward, EagerForward
+from quept.calibration.held_out import HeldOut, judged
 from quept.calibration.job import DataRequest, Job, Request, Source, prepare
-from quept.calibration.measure import measure
 from quept.calibration.merge import advance
 from quept.calibration.objective import Objective, output_error, prediction_error
 from quept.calibration.outer import OuterLayers
@@ -38,7 +39,7 @@ from quept.calibration.writer import ArtifactWriter
 from quept.config import Recipe
 from quept.devices import multiplies_bfloat16
 from quept.models import Architecture, BlockContext
-from quept.storage.manifest import BlockError
+from quept.storage.manifest import BlockError, Judgement
 
 TOKENS_PER_PASS = 4096  # tokens in one forward pass that needs no gradients
 DEFAULT_STREAM_MEMORY = 8 * 2**30
@@ -92,9 +93,9 @@ def run(request: Request, output: Path, resume: bool, stream_memory: int, progre
         blocks = _Run(job, workspace, streams, clock, progress)
         with clock("writing"):
             blocks.writer.write_surroundings()
-        errors = blocks.calibrate()
+        judgement = blocks.calibrate()
         with clock("writing"):
-            manifest = blocks.writer.publish(errors)
+            manifest = blocks.writer.publish(judgement)
     except BaseException:
         workspace.abandon_if_empty()
         raise
@@ -115,16 +116,18 @@ class _Run:
         if not multiplies_bfloat16(job.device):
             self.settings = self.settings.updated(bfloat16_bits=())
         self.blocks = job.architecture.block_list(job.model)
+        self.held_out: HeldOut
         self.tokens = 1  # of a sample, in front of the blocks
         self.trained_tokens = 0
 
-    def calibrate(self) -> list[BlockError]:
-        """Take all blocks in order; return the errors of each at each bit-width."""
+    def calibrate(self) -> Judgement:
+        """Take all blocks in order; return what is kept of each at each bit-width."""
         with self.tools.clock("capture"):
             stem = ModelStem(self.job.model, self.job.architecture, self.job.compute_dtype)
             calls = stem.calls(self.job.samples)
-            full_precision = self._enter(stem)
+            full_precision, held_out = self._enter(stem, self.job.samples), self._enter(stem, self.job.held_out)
             quantized = self._quantized_streams(stem, full_precision)
+            self.held_out = HeldOut(held_out, self._enter(stem, self.job.held_out), self.recipe, self.tools)
             del stem
         self.progress.start(len(self.blocks), count_steps(full_precision.samples, self.settings))
         self.tools.workers = self._workers()
@@ -132,19 +135,26 @@ class _Run:
         with self.tools.workers:
             for index, call in enumerate(calls):
                 block = self._open_block(index, call)
-                full_precision, measured = self._calibrate_block(index, block, full_precision, quantized)
-                errors += measured
+                full_precision, decisions = self._calibrate_block(index, block, full_precision, quantized)
+                errors += decisions
+                with self.tools.clock("judging"):
+                    self.held_out.advance(block)
                 if index + 1 < len(self.blocks):
                     with self.tools.clock("quantized stream"):
                         generator = self.job.generator(index, "merging")
                         quantized = advance(block, quantized, self.settings, generator, self.tools)
+        with self.tools.clock("judging"):
+            predictions = self.held_out.predictions(prediction_error(self._head()))
+            judgement = judged(errors, predictions, self.recipe.activations)
+        for text in judgement.notes():
+            self.progress.note(text)
         self._quantize_head(full_precision)
-        return errors
+        return judgement
 
     def _calibrate_block(
         self, index: int, block: CalibrationBlock, full_precision: Stream, quantized: list[Stream]
     ) -> tuple[Stream, list[BlockError]]:
-        """Train one block, or read it back; return its full-precision outputs and its errors."""
+        """Train one block, or read it back; return its full-precision outputs and what is kept of it."""
         for transform in block.transforms:
             if not transform.observed_inputs(block.context):
                 block.fold(transform, {})
@@ -152,7 +162,7 @@ class _Run:
             return self._read_block(index, block, full_precision)
         generator = self.job.generator(index, "reconstruction")
         targets = self._prepare(block, full_precision, generator)
-        objective, reported = self._objectives(last=index + 1 == len(self.blocks))
+        objective, judging = self._objectives(last=index + 1 == len(self.blocks))
         training = Training(
             self.recipe.trained_groups,
             self.settings,
@@ -163,11 +173,12 @@ class _Run:
         reconstruct(block, quantized, targets, training, self.tools)
         block.freeze()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
-        with self.tools.clock("measuring"):
-            errors = measure(block, quantized, targets, reported, self.tools)
+        with self.tools.clock("judging"):
+            decisions = self.held_out.judge(block, judging)
+        block.keep(decisions)
         with self.tools.clock("writing"):
-            self.writer.write(index, block, errors)
-        return targets, errors
+            self.writer.write(index, block, decisions)
+        return targets, decisions
 
     def _prepare(self, block: CalibrationBlock, full_precision: Stream, generator: torch.Generator) -> Stream:
         """Fold the transforms that had to see the block's inputs, and find where ranges start; return the targets."""
@@ -177,6 +188,7 @@ class _Run:
         passes = -(-full_precision.samples // self.tools.chunk)
         with block.observed(observed | observed_linears(block), max(1, rows // passes)) as inputs:
             targets = self._targets(block, full_precision)
+        self._run_held_out(block)
         for transform in observing:
             with self.tools.clock("transforms"), self.tools.workers.undivided():
                 block.fold(transform, inputs)
@@ -199,16 +211,25 @@ class _Run:
         """Read back a block that an interrupted run has finished."""
         with block.observed((), 1):  # with the same operations as when the block was trained
             targets = self._targets(block, full_precision)
-        tensors, errors = self.writer.read(index)
+        self._run_held_out(block)
+        tensors, decisions = self.writer.read(index)
         block.load_tensors(tensors)
+        block.keep(decisions)
         self.progress.step(index, count_steps(targets.samples, self.settings), float("nan"))
-        return targets, errors
+        return targets, decisions
+
+    def _run_held_out(self, block: CalibrationBlock) -> None:
+        with self.tools.clock("judging"):
+            self.held_out.run_exact(block)
 
     def _objectives(self, last: bool) -> tuple[Objective, Objective]:
-        """Return what a block's training lowers, and what is reported of it: that, without the labels."""
-        if not (last and self.settings.last_block_loss == "kl"):
-            return (output_error(self.settings.loss),) * 2
+        """Return what a block's training lowers, and what judges it: at the last block, the predictions."""
+        output = output_error(self.settings.loss)
+        if not last:
+            return output, output
         head = self._head()
+        if self.settings.last_block_loss != "kl":
+            return output, prediction_error(head)
         return prediction_error(head, self.job.samples, self.settings.label_weight), prediction_error(head)
 
     def _open_block(self, index: int, call: BlockCall) -> CalibrationBlock:
@@ -235,15 +256,14 @@ class _Run:
         groups = sum(map(bool, self.recipe.trained_groups))
         return WorkerPool.of(self.job.device, groups, kept, int(tokens * hidden))
 
-    def _enter(self, stem: ModelStem, stream: Stream | None = None) -> Stream:
+    def _enter(self, stem: ModelStem, samples: Tensor, stream: Stream | None = None) -> Stream:
         """Return the stream of the first block's inputs; `stream` is filled with them if it is given."""
         if stream is None:
-            _, self.tokens, hidden = stem.hidden_states(self.job.samples[:1]).shape
+            _, self.tokens, hidden = stem.hidden_states(samples[:1]).shape
             self.tools.chunk = max(1, TOKENS_PER_PASS // self.tokens)
-            samples = len(self.job.samples)
-            stream = self.tools.streams.empty(samples, self.tokens, hidden, self.job.compute_dtype)
+            stream = self.tools.streams.empty(len(samples), self.tokens, hidden, self.job.compute_dtype)
         for rows in stream.chunks(self.tools.chunk):
-            stream.write(rows, stem.hidden_states(self.job.samples[rows]))
+            stream.write(rows, stem.hidden_states(samples[rows]))
         return stream
 
     def _quantized_streams(self, stem: ModelStem, start: Stream) -> list[Stream]:
@@ -253,9 +273,9 @@ class _Run:
         """
         copy, chunk = self.tools.streams.copy, self.tools.chunk
         first = copy(start, chunk)
-        if self.outer.quantize(stem.part, lambda: self._enter(stem, first)):
+        if self.outer.quantize(stem.part, lambda: self._enter(stem, self.job.samples, first)):
             self.outer.run_rounded()
-            self._enter(stem, first)
+            self._enter(stem, self.job.samples, first)
         if self.recipe.merging.strategy == "per-group":
             return [first, *(copy(first, chunk) for _ in self.recipe.groups.groups[1:])]
         return [first] * len(self.recipe.groups)

@@ -9,7 +9,7 @@ from quept.calibration.job import Job
 from quept.calibration.outer import OuterLayers
 from quept.calibration.workspace import Workspace
 from quept.storage.artifact import shard_stem
-from quept.storage.manifest import BlockError, Manifest
+from quept.storage.manifest import BlockError, Judgement, Manifest
 
 
 class ArtifactWriter:
@@ -51,7 +51,7 @@ class ArtifactWriter:
         """Write a frozen block and its errors."""
         self.workspace.write(self._stem(index), block.tensors(), note=[error.model_dump() for error in errors])
 
-    def publish(self, errors: Sequence[BlockError]) -> Manifest:
+    def publish(self, judgement: Judgement) -> Manifest:
         """Write the manifest, and give the artifact its name."""
         job = self.job
         manifest = Manifest(
@@ -59,7 +59,8 @@ class ArtifactWriter:
             dtype=job.stored_dtype,
             recipe=job.recipe,
             provenance=job.provenance,
-            block_errors=tuple(errors),
+            block_errors=judgement.blocks,
+            prediction_errors=judgement.predictions,
             files=self.workspace.files(),
         )
         self.workspace.publish(manifest)

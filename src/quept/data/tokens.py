@@ -27,6 +27,7 @@ def token_windows(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     samples: int,
+    spare: int = 0,
     sequence_length: int,
     seed: int,
     split: Split = "train",
@@ -40,12 +41,13 @@ def token_windows(
         source: A text source, as for `load_text`.
         tokenizer: A Transformers tokenizer; no special tokens are added.
         samples: Number of windows, at least 1.
+        spare: Further windows behind these, as far as there are any.
         sequence_length: Tokens per window, at least 1.
         seed: Decides which windows are drawn and in which order; 0 to 2**63 - 1.
         split: Split of a named data set.
 
     Returns:
-        Token ids, int64 of shape (samples, sequence_length); equal for equal arguments.
+        Token ids, int64 of shape (samples and up to `spare` more, sequence_length); equal for equal arguments.
 
     Raises:
         InvalidInput: Too little text, a number out of range, or a source that `load_text` refuses.
@@ -61,7 +63,7 @@ def token_windows(
             f"{needed}: give more text, or lower --samples or --sequence-length."
         )
     count = len(tokens) // sequence_length
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: samples + spare]
     return tokens[: count * sequence_length].view(count, sequence_length)[chosen]
 
 

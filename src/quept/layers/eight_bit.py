@@ -104,6 +104,10 @@ class EightBitStore(KeepDtype):
         shares = None if kept is None else eight_bit.byte_clip_ratios(kept, self.clip_ratio_bits(bits))
         return StoredWeight(self.master, self.master_scale, self.inputs_per_scale, up, down, scale, shares, mask)
 
+    def rounded_weight(self) -> StoredWeight:
+        """Return what a kernel rebuilds plain rounding of the master from."""
+        return StoredWeight(self.master, self.master_scale, self.inputs_per_scale)
+
     def learned(self) -> dict[str, Tensor]:
         """Return all tensors by name; their dtypes do not follow the model's."""
         return dict(self.named_parameters())

@@ -67,7 +67,7 @@ class ElasticInput(nn.Module):
         """Return the rounded tensor as integers, for a product of integers."""
 
         def quantized() -> Tokens:
-            grid: TokenGrid = self.quantizer.grid(bits)
+            grid: TokenGrid = self.quantizer.kept_grid(bits)
             if isinstance(self.transform, Rotation):
                 return quantize_tokens(hidden, grid.clip_ratio, bits, self.transform)
             return quantize_tokens(self.transformed(hidden), grid.clip_ratio, bits)

@@ -123,6 +123,12 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
             found = self._settings[bits, activation_bits] = paths.choose(self, bits, activation_bits)
         return found
 
+    def keep_rounding(self, bits: frozenset[int]) -> None:
+        """Run the baseline's weights at these bit-widths, instead of what was learned."""
+        self.rounded_bits = bits
+        self.forget_derived()
+        self.execution = self._execution  # paths depend on it
+
     def nearest_at(self, bits: int | None, activation_bits: int | None) -> LinearSetting:
         """Return the setting of the baseline: weight and inputs rounded to nearest on unclipped ranges."""
         setting = self.setting_at(bits, activation_bits)
@@ -198,7 +204,7 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
         """Return whether these bit-widths can be multiplied as integers here."""
         if not (self.execution.integers and self.is_matrix) or activation_bits is None:
             return False
-        if self.scales_per_row(bits) > 1 or self.in_features > LARGEST_IN:
+        if self.scales_per_row(bits) > 1 or self.in_features > LARGEST_IN or not self.has_codes(bits):
             return False
         return self.input is not None and self.input.has_token_ranges and ops.has_integer_product(self.device)
 

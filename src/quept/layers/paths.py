@@ -53,6 +53,9 @@ class Multiplier(Protocol):
     def coded(self, bits: int | None) -> int | None:
         """Return the bits of the codes that stand for `bits`, None for a float master."""
 
+    def has_codes(self, bits: int) -> bool:
+        """Return whether the weight at `bits` is codes on a grid."""
+
     def has_integer_product(self, bits: int, activation_bits: int | None) -> bool:
         """Return whether codes are multiplied by codes."""
 
@@ -71,8 +74,8 @@ def choose(layer: Multiplier, bits: int | None, activation_bits: int | None) -> 
     path: ForwardPath = full_precision
     if bits is not None and layer.has_integer_product(bits, activation_bits):
         path = integers
-    elif layer.coded(bits) is not None:
-        path = packed if layer.execution.packed and layer.is_matrix else dense
+    elif (coded := layer.coded(bits)) is not None:
+        path = packed if layer.execution.packed and layer.is_matrix and layer.has_codes(coded) else dense
     return LinearSetting(bits, activation_bits, path)
 
 

@@ -41,7 +41,8 @@ class LogGrid(NamedTuple):
 class Quantizer(KeepDtype):
     """Rounds a tensor at any of the bit-widths of `spec`; what it learns is one small parameter per bit-width.
 
-    `override` is the grid that is used whatever the bit-width, while it is not None.
+    `override` is the grid that is used whatever the bit-width, while it is not None. At the bit-widths in `whole_bits`
+    ranges are the whole ones, whatever was learned.
     """
 
     parameters_name = ""  # under which the parameters are kept, by bit-width
@@ -50,6 +51,7 @@ class Quantizer(KeepDtype):
         super().__init__()
         self.spec = spec
         self.override: Any = None
+        self.whole_bits: frozenset[int] = frozenset()
 
     def forward(self, values: Tensor, bits: int | None, unclipped: bool = False) -> Tensor:
         """Return `values` rounded to `bits`, with straight-through gradients; None leaves them as they are.
@@ -60,8 +62,12 @@ class Quantizer(KeepDtype):
         if grid is None:
             if bits is None:
                 return values
-            grid = self.min_max_grid(bits) if unclipped else self.grid(bits)
+            grid = self.min_max_grid(bits) if unclipped else self.kept_grid(bits)
         return self.round(values, grid)
+
+    def kept_grid(self, bits: int) -> Any:
+        """Return the grid that a calibration decided for: the learned one, or the one without clipping."""
+        return self.min_max_grid(bits) if bits in self.whole_bits else self.grid(bits)
 
     def grid(self, bits: int) -> Any:
         """Return the grid at a bit-width; differentiable in what is learned."""

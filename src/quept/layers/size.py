@@ -66,7 +66,7 @@ def resident_bytes(model: nn.Module, bits: int) -> int:
     for layer in _elastic(model):
         own = layer.spec.bits_for(bits)
         shape = layer.out_features, layer.in_features
-        if layer.is_matrix:
+        if layer.is_matrix and layer.has_codes(own):
             total += PackedWeight.bytes_of(shape, own, layer.spec.inputs_per_scale(own, layer.in_features))
         else:
             total += layer.numel * layer.dtype.itemsize

@@ -52,6 +52,7 @@ class FrozenWeight(KeepDtype):
         check_rank(shape, spec, path)
         self.spec, self.path = spec, path
         self.out_features, self.in_features = out_features, in_features = shape
+        self.rounded_bits: frozenset[int] = frozenset()  # where plain rounding is kept instead of what was learned
         self._dtype_marker = torch.empty(0, dtype=dtype)  # goes where the model goes: the dtype of derived weights
 
         def parameter(*shape: int, dtype: torch.dtype = torch.float32, value: float = 0) -> nn.Parameter:
@@ -105,10 +106,17 @@ class FrozenWeight(KeepDtype):
         """Return the weight at `bits`, `(out, in)` in the layer's dtype."""
         if bits == self.master_bits:
             return self.master()
+        if bits in self.rounded_bits:
+            return self.nearest(bits)
         return self._join(self.derivation(bits).dequantized())
 
+    def has_codes(self, bits: int) -> bool:
+        """Return whether the weight at `bits` is codes on a grid: not the baseline of one whose columns are scaled."""
+        return bits not in self.rounded_bits or self.input_scale is None
+
     def codes(self, bits: int) -> tuple[Tensor, Grid]:
-        """Return the codes at `bits`, `(out, groups, inputs)` uint8, and their grid."""
+        """Return the codes at `bits`, `(out, groups, inputs)` uint8, and their grid; see `has_codes`."""
+        assert self.has_codes(bits)
         with torch.no_grad():
             if bits == self.master_bits:
                 assert self.store is not None
@@ -132,6 +140,8 @@ class FrozenWeight(KeepDtype):
 
     def derivation(self, bits: int, *, masks: bool = True) -> Derivation:
         """Derive `bits` from the master; without `masks`, learned rounding is left out."""
+        if bits in self.rounded_bits:
+            return self._rounded(self._master(), bits)
         adapter, entry, rounding = self._adapter(bits), self.spec.adapter.entry, None
         weight = self._master()
         if adapter is not None and entry == "weight":
@@ -155,6 +165,8 @@ class FrozenWeight(KeepDtype):
         """Return what a kernel rebuilds `bits` from, in a store."""
         assert self.store is not None
         self.spec.groups.index(bits)
+        if bits in self.rounded_bits:
+            return self.store.rounded_weight()
         return self.store.stored_weight(bits, self.planes[str(bits)] if bits in self.spec.learned_rounding else None)
 
     def can_rebuild(self, bits: int) -> bool:

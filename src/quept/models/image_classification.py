@@ -67,7 +67,10 @@ class ImageClassification(Task):
             raise InvalidInput("Images cannot be read without an image processor; pass image_processor=, or a tensor.")
         preparation = processor if isinstance(processor, ImageProcessor) else describe(processor, config)
         source = load_images(data, preparation, split="train", strict=choice.strict)
-        sample = source.take(recipe.data.samples, seed=choice.seed)
+        count = recipe.data.samples
+        # A source that is read once, such as an archive, does not say how many it has.
+        spare = choice.spare if source.count is not None and source.count >= count + choice.spare else 0
+        sample = source.take(count + spare, seed=choice.seed)
         note_skipped(source, choice.note)
         return sample.pixels
 

@@ -24,11 +24,15 @@ Note = Callable[[str], None]  # receives a sentence for the user
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of samples by `seed`; one that cannot be read is an error if `strict`, else left out and noted."""
+    """The choice of samples by `seed`; one that cannot be read is an error if `strict`, else left out and noted.
+
+    `spare` more of them are drawn behind those that a recipe asks for, as far as the data has them.
+    """
 
     seed: int = 0
     strict: bool = False
     note: Note = lambda text: None
+    spare: int = 0
 
 
 class Task(ABC):

@@ -78,6 +78,7 @@ class TextGeneration(Task):
                 data,
                 processor,
                 samples=recipe.data.samples,
+                spare=choice.spare,
                 sequence_length=recipe.data.sequence_length,
                 seed=choice.seed,
             )

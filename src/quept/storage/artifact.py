@@ -25,6 +25,7 @@ from quept.models import ARCHITECTURES, Architecture, architecture_for, architec
 from quept.models.checkpoint import first_line, quiet
 from quept.precision import PrecisionLike, elastic_linears, keep_weights, key_values, set_precision
 from quept.storage.checks import fault
+from quept.storage.decisions import keep_all
 from quept.storage.manifest import FORMAT_VERSION, Manifest, read_manifest, record_files
 from quept.storage.tensors import read_shards, write_shards
 
@@ -85,6 +86,7 @@ def load(
     )
     for layer in layers:
         layer.execution = execution
+    keep_all(model, manifest)
     if memory_budget is None:
         dense = sum(layer.numel * layer.dtype.itemsize for layer in layers)
         memory_budget = 2 * (resident_bytes(model, MAX_BITS) if execution.packed else dense)

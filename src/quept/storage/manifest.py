@@ -8,8 +8,9 @@ manifest lists every file with its size and SHA-256, and holds a SHA-256 of its 
 import hashlib
 import json
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,12 +48,50 @@ class Provenance(Value):
 
 
 class BlockError(Value):
-    """Error of a block's outputs at one bit-width, rounded to nearest and calibrated, on equal inputs."""
+    """Error of a block's outputs at one bit-width, rounded to nearest and calibrated, on equal held-out inputs.
+
+    Whichever is better is kept: `weights` as they were learned or rounded to nearest, `ranges` of activations as they
+    were learned or whole.
+    """
 
     block: str
     bits: Bits
     rounding: float
     calibrated: float
+    weights: Literal["learned", "rounding"] = "learned"
+    ranges: Literal["learned", "whole"] = "learned"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing of what was learned is kept."""
+        return self.weights == "rounding"
+
+
+class PredictionError(Value):
+    """Divergence of the predictions from full precision's on held-out samples, in nats per prediction.
+
+    `rounding` is that of the model with all blocks rounded to nearest, `calibrated` that of what is kept.
+    """
+
+    bits: Bits
+    rounding: float
+    calibrated: float
+
+
+class Judgement(NamedTuple):
+    """What is kept of a calibration: of each block at each bit-width, and what that makes of the predictions."""
+
+    blocks: tuple[BlockError, ...]
+    predictions: tuple[PredictionError, ...]
+
+    def notes(self) -> Iterator[str]:
+        """Yield a sentence for each bit-width at which nothing that was learned is kept."""
+        for each in self.predictions:
+            if all(block.is_baseline for block in self.blocks if block.bits == each.bits):
+                yield (
+                    f"At {each.bits} bits plain rounding predicts held-out samples better than what was learned; it is "
+                    "kept there."
+                )
 
 
 class Manifest(Value):
@@ -65,6 +104,7 @@ class Manifest(Value):
     recipe: Recipe
     provenance: Provenance
     block_errors: tuple[BlockError, ...]
+    prediction_errors: tuple[PredictionError, ...] = ()
     files: dict[str, FileRecord]
 
     @model_validator(mode="after")
