@@ -116,13 +116,16 @@ class CalibrationBlock:
         scale, shift = self.folded[path]
         return (rows if shift is None else rows - shift) / scale
 
-    def round_to_stored(self) -> None:
-        """Round all weights to what will be stored of them, so that what ships is what is trained."""
+    def round_to_stored(self, inputs: Mapping[str, Tensor]) -> None:
+        """Round all weights to what will be stored of them, so that what ships is what is trained.
+
+        `inputs` holds rows from in front of the linears, `(tokens, in)`, by path.
+        """
         in_store = {
             f"{path}.weight" for path, each in self.trainable.items() if each.spec.store.master_bits is not None
         }
-        for linear in self.trainable.values():
-            linear.trainable.round_master()
+        for path, linear in self.trainable.items():
+            linear.trainable.round_master(self.multiplied(path, inputs[path]) if path in inputs else None)
         for name, parameter in self.module.named_parameters():
             if name in self._stored and name not in in_store:
                 parameter.data = parameter.data.to(self._stored[name]).to(parameter.dtype)

@@ -197,10 +197,10 @@ def judged(blocks: Iterable[BlockError], errors: Mapping[int, Errors], activatio
 
 
 def _best_way(errors: Mapping[int, Errors], sharing: Sequence[int]) -> Choice:
-    """Return the way to run whole models at some bit-widths that predicts best; of equals, the baseline."""
+    """Return the way to run whole models at some bit-widths that predicts best."""
     relative = {
         way: sum(errors[bits][way] / max(errors[bits][BASELINE], TINY) for bits in sharing)
-        for way in (BASELINE, WHOLE, KEPT)
+        for way in (KEPT, WHOLE, BASELINE)
         if way in errors[sharing[0]]
     }
     if WHOLE in relative and not relative[KEPT] < MARGIN * relative[WHOLE]:

@@ -184,7 +184,8 @@ class _Run:
         """Fold the transforms that had to see the block's inputs, and find where ranges start; return the targets."""
         observing = [each for each in block.transforms if each.observed_inputs(block.context)]
         observed = {path for each in observing for path in each.observed_inputs(block.context)}
-        rows = ROWS if self.recipe.activations.range == "tensor" else self.recipe.smoothing.tokens
+        many = self.recipe.activations.range == "tensor" or self.recipe.store.master_bits is not None
+        rows = ROWS if many else self.recipe.smoothing.tokens
         passes = -(-full_precision.samples // self.tools.chunk)
         with block.observed(observed | observed_linears(block), max(1, rows // passes)) as inputs:
             targets = self._targets(block, full_precision)
@@ -192,7 +193,7 @@ class _Run:
         for transform in observing:
             with self.tools.clock("transforms"), self.tools.workers.undivided():
                 block.fold(transform, inputs)
-        block.round_to_stored()
+        block.round_to_stored(inputs)
         with self.tools.clock("placing ranges"):
             init_ranges(block, inputs, generator, self.tools.workers)
         return targets

@@ -31,7 +31,7 @@ def init_ranges(
     generator: torch.Generator,
     workers: WorkerPool | None = None,
 ) -> None:
-    """Set where training starts; weights at bit-widths that never train keep their whole range.
+    """Set where training starts; weights at bit-widths that never train keep their range, whole or nearly so.
 
     `inputs` holds rows from in front of the linears, `(tokens, in)`, by path. Linears are searched side by side as
     `workers` allow.
@@ -45,8 +45,9 @@ def init_ranges(
         bits = linear.spec.store.without_master(linear.spec.groups.bits)
         trains = own_draws(linear.spec, draws)
         idle = frozenset(each for each in bits if recipe.reconstruction.epochs > 0 and not trains[each])
-        importance = rows[path].square().mean(0) if path in rows else None
-        linear.trainable.init(Start(bits, idle, recipe.reconstruction.clip_init, importance))
+        seen = rows.get(path)
+        importance = None if seen is None else seen.square().mean(0)
+        linear.trainable.init(Start(bits, idle, recipe.reconstruction.clip_init, importance, seen))
 
     workers.map(init_weight, block.trainable)
     for linear in block.trainable.values():

@@ -35,14 +35,15 @@ class RowsToRound(NamedTuple):
 class TrainableWeight:
     """The frozen master of a weight `(out, in)`, and the methods that learn how it is rounded.
 
-    `master` is a float tensor, changed in place by transforms until `round_master` rounds it to what is stored.
+    `master` is a float tensor, changed in place by transforms until `round_master` rounds it to what is stored; `exact`
+    is what it was before, until starting values are found.
     `input_scale`, `(in,)`, is what transforms multiplied its columns by, or None where the settings have none that do.
     """
 
     def __init__(self, master: Tensor, spec: WeightSpec, path: str) -> None:
         self.out_features, self.in_features = master.shape
         check_rank(master.shape, spec, path)
-        self.master, self.spec, self.path = master, spec, path
+        self.master, self.exact, self.spec, self.path = master, master, spec, path
         self.input_scale = torch.ones(self.in_features, device=master.device) if spec.scaled else None
         self.methods = methods_for(self)
         self._rounded: tuple[Tensor, Tensor] | None = None  # codes and scales of a stored master
@@ -64,12 +65,16 @@ class TrainableWeight:
         return bits in self.spec.granularity.symmetric_bits
 
     @torch.no_grad()
-    def round_master(self) -> None:
-        """Round the master to what a store keeps of it, before anything trains: what is trained is what ships."""
+    def round_master(self, rows: Tensor | None = None) -> None:
+        """Round the master to what a store keeps of it, before anything trains: what is trained is what ships.
+
+        With inputs `rows`, `(tokens, in)`, errors of inputs make up for one another where that lowers the output's.
+        """
         if self.spec.store.master_bits is None:
             return
         inputs, _ = eight_bit.master_groups(self.in_features, self.spec.store.group_size)
-        self._rounded = eight_bit.round_master(self.float_master(), inputs)
+        self._rounded = eight_bit.round_master(self.float_master(), inputs, rows)
+        self.exact = self.float_master()
         # In float32 whatever the block computes in: only there is it exact.
         self.master.data = eight_bit.dense_master(*self._rounded, inputs)
 
@@ -77,6 +82,7 @@ class TrainableWeight:
         """Find all methods' starting values."""
         for method in self.methods:
             method.init(start)
+        self.exact = self.master
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw all methods' random starting values."""

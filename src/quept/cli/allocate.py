@@ -24,6 +24,7 @@ def allocate(
     free: options.Free = False,
     additive: options.Additive = False,
     refine: options.Refine = 0,
+    unmeasured: options.Unmeasured = False,
     data: options.PlanData = None,
     samples: options.Samples = None,
     max_tokens: options.MaxTokens = None,
@@ -37,12 +38,14 @@ def allocate(
     """Plan a bit-width for each linear within a budget, from one table of sensitivities.
 
     Give one of [bold]--average-bits[/], [bold]--max-size[/], [bold]--max-kl[/], [bold]--max-perplexity[/] and
-    [bold]--front[/]. The first two take seconds and read no weights. Run the plan with [bold]--plan[/] of
+    [bold]--front[/]. A plan for one of the first two is measured beside every uniform bit-width within the budget, on
+    the table's data or [bold]--data[/], and the best of these is the answer. Run the plan with [bold]--plan[/] of
     [bold]quept evaluate[/] and [bold]quept generate[/], or quept.set_precision in Python; it is JSON, to be edited.
     """
     goal: dict[str, Any] = {"average_bits": average_bits, "max_bytes": parse_size(max_size)}
     goal |= {"max_kl": max_kl, "max_perplexity": max_perplexity}
     measuring = check_goal(goal, front, refine, data)
+    budgeted = not (measuring or unmeasured)
     check_target("--json", json_file)
     make_directory(output) if front else check_target("--output", output)
     from quept import commands
@@ -55,10 +58,15 @@ def allocate(
     how: dict[str, Any] = {"samples": samples, "options": amount, "device": device, "dtype": dtype}
     evaluator = None
     found: commands.FoundPlan | commands.PlanFront
-    with display(quiet, "opening the model and the data" if measuring else "planning") as shown:
-        if measuring:
+    with display(quiet, "planning" if unmeasured else "opening the model and the data") as shown:
+        how |= {"progress": shown.show, "note": shown.note}
+        if not unmeasured:
             commands.open_problem(directory, sensitivity, commands.PlanOptions(**rules))  # wrong input is told first
-            evaluator = commands.PlanEvaluator(directory, str(data), **how, progress=shown.show, note=shown.note)
+        if measuring or (budgeted and data is not None):
+            evaluator = commands.PlanEvaluator(directory, str(data), **how)
+        elif budgeted:
+            evaluator = commands.table_evaluator(directory, sensitivity, **how)
+        rules |= {"note": shown.note, "measured": evaluator is not None} if not front else {}
         if front and evaluator is not None:
             found = commands.plan_front(directory, sensitivity, evaluator, **rules)
         else:

@@ -37,8 +37,12 @@ Additive = Annotated[
     bool, typer.Option("--additive", help="Take sensitivities for independent, and make their sum least, exactly.")
 ]
 Refine = Annotated[int, typer.Option(min=0, help="Improve the plan in up to so many rounds of measuring it on --data.")]
+Unmeasured = Annotated[
+    bool,
+    typer.Option("--unmeasured", help="Trust the table: do not measure the plan beside uniform bit-widths. Seconds."),
+]
 PlanData = Annotated[
-    str | None, typer.Option(help="Text or images to measure plans on, where something asks for that.")
+    str | None, typer.Option(help="Text or images to measure plans on. Default: what the table was measured on.")
 ]
 Samples = Annotated[
     int | None, typer.Option(min=1, help="Windows of it (default: 16), or images (256), for --max-kl and --refine.")

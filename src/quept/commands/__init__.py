@@ -1,6 +1,6 @@
 """The commands as functions: each takes what the command line takes, and returns what it shows."""
 
-from quept.commands.allocate import FoundPlan, PlanOptions, allocate, open_problem
+from quept.commands.allocate import FoundPlan, PlanOptions, allocate, open_problem, table_evaluator
 from quept.commands.bench import Benchmark, Workload, bench
 from quept.commands.calibrate import CalibrationOptions, calibrate
 from quept.commands.demo import PLOTS, Demonstrated, demo, demonstration
@@ -37,4 +37,5 @@ __all__ = [
     "open_table",
     "plan_front",
     "sensitivity",
+    "table_evaluator",
 ]

@@ -7,10 +7,12 @@ from typing import Any
 
 from quept.commands.evaluator import PlanEvaluator
 from quept.commands.opening import manifest_of
+from quept.commands.sensitivity import IN_MEMORY
 from quept.config import parse_bits
 from quept.errors import InvalidInput
 from quept.formats.dtypes import DTYPES
 from quept.models import architecture_of
+from quept.models.task import Note
 from quept.search.allocation import Allocation, Problem
 from quept.search.budget import Measurement, refined, smallest
 from quept.search.constraints import Constraints
@@ -49,19 +51,24 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class FoundPlan(Allocation):
-    """A plan, and the plans that were measured on the way to it; the last of these is the plan itself."""
+    """A plan, and the plans that were measured on the way to it; the last of these is the plan itself.
+
+    `instead` is set where a uniform bit-width measured better than the plan that was found: that bit-width. The plan is
+    the uniform one then.
+    """
 
     tried: tuple[Measurement, ...] = ()
+    instead: int | None = None
 
     @classmethod
-    def of(cls, allocation: Allocation, tried: Sequence[Measurement] = ()) -> "FoundPlan":
+    def of(cls, allocation: Allocation, tried: Sequence[Measurement] = (), instead: int | None = None) -> "FoundPlan":
         """Return an allocation with the plans that were tried."""
-        return cls(**vars(allocation), tried=tuple(tried))
+        return cls(**vars(allocation), tried=tuple(tried), instead=instead)
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary for `json.dump`."""
         tried = [{**each.allocation.to_json(), "measured": each.value} for each in self.tried]
-        return {**super().to_json(), "plan": self.plan.to_json(), "tried": tried}
+        return {**super().to_json(), "plan": self.plan.to_json(), "tried": tried, "uniform_instead": self.instead}
 
 
 def allocate(
@@ -74,19 +81,25 @@ def allocate(
     max_perplexity: float | None = None,
     refine: int = 0,
     evaluator: PlanEvaluator | None = None,
+    measured: bool = True,
+    note: Note = lambda text: None,
     **options: Any,
 ) -> FoundPlan:
     """Return the plan with the least expected divergence within one of four limits.
 
+    A plan for a budget is measured beside every uniform bit-width within it, and the best of these is returned.
+
     Args:
-        model: the directory of an artifact, or a model by `quept.load`; no weight of it is read.
+        model: the directory of an artifact, or a model by `quept.load`.
         table: its sensitivities.
         average_bits: bits per weight, scales and zero points included; with `count="layers"` the mean of the bits.
         max_bytes: bytes of the packed model, embeddings included.
         max_kl: measured KL divergence; the smallest plan found that keeps it.
         max_perplexity: measured perplexity; the smallest plan found that keeps it.
         refine: rounds in which the plan for a budget is improved by measuring others.
-        evaluator: measures plans, for `max_kl`, `max_perplexity` and `refine`.
+        evaluator: measures plans; None measures on the data of the table, where that is still at hand.
+        measured: False trusts the table, and reads no weights.
+        note: told where a plan is not measured, and where a uniform bit-width is better.
         options: those of `PlanOptions`.
 
     Raises `InvalidInput` for a table of another model, and for a limit that no plan keeps.
@@ -102,13 +115,51 @@ def allocate(
     budget = Budget(average_bits, max_bytes, problem.count)
     chosen = problem.solve(budget)
     if not refine:
-        return FoundPlan.of(chosen)
+        if measured and evaluator is None:
+            evaluator = table_evaluator(model, table, note)
+        if not measured or evaluator is None:
+            return FoundPlan.of(chosen)
+        return _best(chosen, problem.uniform_plans_within(problem.limit(budget)), evaluator, note)
     measuring = _needed(evaluator)
     report = measuring.progress
     tried = refined(
         measuring.target(), problem, problem.limit(budget), refine, lambda done: report("rounds", done, refine)
     )
     return FoundPlan.of(tried[-1].allocation, tried)
+
+
+def table_evaluator(model: Any, table: SensitivityTable | str | Path, note: Note, **how: Any) -> PlanEvaluator | None:
+    """Open the data that a table was measured on, to measure plans on it; None, noted, where it is not at hand."""
+    if not isinstance(table, SensitivityTable):
+        table = SensitivityTable.read(table)
+    missing = "it was in memory" if table.origin.data == IN_MEMORY else None
+    if missing is None:
+        try:
+            return PlanEvaluator(model, table.origin.data, note=note, **how)
+        except InvalidInput as error:
+            missing = str(error).removesuffix(".")
+    note(
+        f"The plan is not measured beside uniform bit-widths, since the table's data is not at hand: {missing}. Give "
+        "data to measure it on."
+    )
+    return None
+
+
+def _best(chosen: Allocation, uniform: Sequence[Allocation], evaluator: PlanEvaluator, note: Note) -> FoundPlan:
+    """Return the best of a plan and uniform ones, by measuring them."""
+    target, tried = evaluator.target(), list[Measurement]()
+    for each in (chosen, *uniform):
+        tried.append(Measurement(each, divergence_of(target, each.plan)))
+        evaluator.progress("plans", len(tried), 1 + len(uniform))
+    best = min(tried, key=lambda each: each.value)  # of equals, the plan
+    if best is tried[0]:
+        return FoundPlan.of(chosen, [*tried[1:], best])
+    instead = round(best.allocation.mean_bits)
+    note(
+        f"Uniform {instead} bits measure better than the plan that was found, a divergence of {best.value:.4g} instead "
+        f"of {tried[0].value:.4g}: the plan is uniform."
+    )
+    return FoundPlan.of(best.allocation, [*(each for each in tried if each is not best), best], instead)
 
 
 def open_problem(model: Any, table: SensitivityTable | str | Path, options: PlanOptions) -> Problem:

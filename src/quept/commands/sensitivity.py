@@ -18,6 +18,8 @@ from quept.search.table import Metric, Origin, SensitivityTable, model_digest
 from quept.search.target import rows_of, search_target
 from quept.storage import load, read_manifest
 
+IN_MEMORY = "samples"  # the data of tables that were measured on a tensor
+
 
 def sensitivity(
     model: Any,
@@ -82,7 +84,7 @@ def measure_sensitivity(
     manifest_of(model)
     if not isinstance(samples, Tensor):
         raise InvalidInput(f"The samples are a {type(samples).__name__}; give a tensor, as the model takes it.")
-    origin = _origin(model, samples, metric, "samples")
+    origin = _origin(model, samples, metric, IN_MEMORY)
     return measure_table(search_target(model, samples), origin, Path(output), progress=progress)
 
 

@@ -8,22 +8,33 @@ import torch
 from torch import Tensor
 
 from quept.numerics.affine import groups_per_row, join_groups, split_groups
+from quept.numerics.feedback import round_with_feedback
 
 HIGHEST = 127  # codes are symmetric
 SMALLEST = 2.0**-126  # normal float32 and bfloat16
 
 
-def round_master(weight: Tensor, inputs_per_scale: int) -> tuple[Tensor, Tensor]:
+def round_master(weight: Tensor, inputs_per_scale: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`(out, in)` float32 to codes, `(out, in)` int8, and scales, `(out, groups)` bfloat16, above zero.
 
-    Scales are rounded up, so that no code is clipped; a group of zeros has scale one.
+    Scales are rounded up, so that no code is clipped; a group of zeros has scale one. Codes are the nearest, or with
+    inputs `rows`, `(tokens, in)`, those of `round_with_feedback` where these have the smaller error on rows that it has
+    not seen.
     """
     grouped = split_groups(weight, inputs_per_scale)
     scale = _scale(grouped.abs().amax(-1))
     # Adding what is cut off makes cutting round up: positive floats are ordered like the integers they are held as.
     raised = ((scale.view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)
-    codes = (grouped / raised.unsqueeze(-1)).round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8)
-    return join_groups(codes, weight.shape[1]).contiguous(), raised.to(torch.bfloat16)
+    codes = join_groups((grouped / raised.unsqueeze(-1)).round_().clamp_(-HIGHEST, HIGHEST), weight.shape[1])
+    if rows is not None and len(rows) > 1:
+        step = join_groups(raised.unsqueeze(-1).expand_as(grouped), weight.shape[1])
+        found = round_with_feedback(weight, step, HIGHEST, rows[::2])
+
+        def error(rounded: Tensor) -> Tensor:
+            return ((rounded * step - weight) @ rows[1::2].T.float()).square().sum()
+
+        codes = found if bool(error(found) < error(codes)) else codes
+    return codes.to(torch.int8).contiguous(), raised.to(torch.bfloat16)
 
 
 def dense_master(codes: Tensor, scale: Tensor, inputs_per_scale: int) -> Tensor:

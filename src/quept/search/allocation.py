@@ -149,6 +149,10 @@ class Problem:
         every = np.flatnonzero((self._spent >= 0).all(0))
         return [self._allocated(np.full(len(self.groups), place)) for place in every]
 
+    def uniform_plans_within(self, limit: int) -> list[Allocation]:
+        """Return the uniform plans within a limit, by rising bits."""
+        return [each for each in self.uniform_plans() if self.cost(each.plan) <= limit]
+
     def uniform(self, limit: int) -> list[Allocation]:
         """Return the uniform plan with the most bits within a limit, if there is one: a list of one, or empty."""
         return [self._allocated(choice) for choice in self._uniform(limit)]

@@ -49,12 +49,14 @@ class Start:
         bits: bit-widths that a weight is rounded to; those in `idle` never train.
         clip_init: where ranges start: the logit of the clip ratio, or "search".
         importance: mean square of each input, `(in,)`, for a search; or None.
+        rows: the inputs themselves, `(tokens, in)`; or None.
     """
 
     bits: Sequence[int]
     idle: frozenset[int]
     clip_init: float | str
     importance: Tensor | None = None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Weight(Protocol):
     """The weight that methods learn about, as they see it; see `TrainableWeight`."""
 
     master: Tensor
+    exact: Tensor
     spec: WeightSpec
     path: str
     out_features: int

@@ -1,5 +1,6 @@
 """Learned clipping: how much of each group's minimum and maximum its range keeps (paper, weight quantizer)."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -10,10 +11,12 @@ from quept.calibration.methods.base import Draft, Method, ParameterGroup, Start,
 from quept.calibration.optimizer import ADAM
 from quept.config import Reconstruction
 from quept.formats import eight_bit
+from quept.formats.derivation import derive
 from quept.layers.weight import INITIAL_CLIP_LOGIT, FrozenWeight
 from quept.numerics import affine, clipping
 
 UNCLIPPED = 20.0  # sigmoid(20) is 1 in float32
+NUDGES = 8  # stored clip ratios from 1 down, that are tried for each end of a range
 
 
 class Clipping(Method):
@@ -28,10 +31,15 @@ class Clipping(Method):
 
     @torch.no_grad()
     def init(self, start: Start) -> None:
-        """Start at a logit, or at the ratios that round best; bit-widths that never train keep their whole range."""
+        """Start at a logit, or at the ratios that round best; bit-widths that never train keep their whole range.
+
+        Of a stored master they may lose a little of it; see `_nudge`.
+        """
         for bits, logits in self.logits.items():
             if bits in start.idle:
                 logits.fill_(UNCLIPPED)
+                if start.rows is not None and self.weight.spec.store.master_bits is not None:
+                    self._nudge(bits, logits, start.rows)
             elif start.clip_init == "search":
                 assert start.importance is not None
                 logits.copy_(self._search(bits, start.importance))
@@ -66,6 +74,30 @@ class Clipping(Method):
         stored_bits = self.weight.spec.clip_ratio_bits(bits, self.weight.in_features)
         codes = eight_bit.round_clip_ratios(ratios.detach(), stored_bits)
         return straight_through(ratios, eight_bit.clip_ratios(codes, stored_bits))
+
+    def _nudge(self, bits: int, logits: Tensor, rows: Tensor) -> None:
+        """Take the ratios next to whole ones with which each row's output error on inputs `(tokens, in)` is least.
+
+        A slightly narrower range rounds every weight anew. Of a few dozen roundings the best has much less error than
+        one, where few directions of the inputs matter; that makes up for rounding a second time, behind the master's.
+        """
+        stored_bits = self.weight.spec.clip_ratio_bits(bits, self.weight.in_features)
+        if self.weight.scales_per_row(bits) > 1 or stored_bits < 8:
+            return  # such ratios are too coarse
+        moments = rows.float().T @ rows.float() / len(rows)
+        inputs, exact, steps = self.weight.inputs_per_scale(bits), self.weight.exact.float(), 2**stored_bits
+        least = torch.full((self.weight.out_features,), math.inf, device=exact.device)
+        for ends in itertools.product(range(NUDGES), repeat=2):
+            codes = exact.new_tensor([steps - lost for lost in ends])
+            ratios = (codes / steps).view(2, 1, 1).expand(2, len(least), 1)
+            derived = derive(
+                self.weight.float_master(), bits, inputs, clip_ratios=ratios, symmetric=self.weight.is_symmetric(bits)
+            )
+            error = affine.join_groups(derived.dequantized(), self.weight.in_features) - exact
+            found = ((error @ moments) * error).sum(1)
+            better = found < least
+            least = torch.where(better, found, least)
+            logits[:, better] = torch.logit(ratios[:, better], eps=1e-6)
 
     def _search(self, bits: int, importance: Tensor) -> Tensor:
         """Return the logits, `(2, out, groups_b)`, of the clip ratios that round the master best."""
