@@ -196,3 +196,30 @@ def test_what_was_derived_from_parameters_that_have_changed_since_is_not_kept():
     assert not cache.prefetch(key, derive, ())
     assert not cache.holds(key)
     assert cache.prefetch(key, torch.zeros, ())
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_lengths_of_other_threads_sequences_do_not_change_rotary_embeddings(kind, tiny_model, windows, tmp_path):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 16}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=64 if kind == "longrope" else 16)
+    short, long = windows[:2, :12], windows.repeat(1, 2)[:2, :40]
+    with torch.inference_mode():
+        expected = {12: copy.deepcopy(model)(short).logits, 40: copy.deepcopy(model)(long).logits}
+    quept.calibrate(model, tmp_path / "artifact", data=short, recipe=quept.load_recipe("paper").adjusted(epochs=0))
+    loaded = quept.load(tmp_path / "artifact", exact=True)
+
+    def run(number):
+        given = (short, long)[number % 2]
+        with torch.inference_mode():
+            found = loaded(given).logits
+        return torch.equal(found, expected[given.shape[1]])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(24)))
+    finally:
+        sys.setswitchinterval(interval)

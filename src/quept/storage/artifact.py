@@ -23,6 +23,7 @@ from quept.layers.size import resident_bytes
 from quept.models import ARCHITECTURES, Architecture, architecture_for, architecture_of
 from quept.models.building import without_weights
 from quept.models.checkpoint import first_line, quiet
+from quept.models.rotary import make_rotary_per_pass
 from quept.precision import PrecisionLike, elastic_linears, keep_weights, key_values, set_precision
 from quept.storage.checks import fault
 from quept.storage.decisions import keep_all
@@ -153,6 +154,7 @@ def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype, architecture: Arch
         model = architecture.task.model_class.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # ties made without weights are none
     make_elastic(model, recipe, architecture)
+    make_rotary_per_pass(model)
     return model
 
 
