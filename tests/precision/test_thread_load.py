@@ -204,10 +204,12 @@ def test_lengths_of_other_threads_sequences_do_not_change_rotary_embeddings(kind
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 16}
     model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=64 if kind == "longrope" else 16)
-    short, long = windows[:2, :12], windows.repeat(1, 2)[:2, :40]
+    short, long = windows[:2, :20], windows.repeat(1, 2)[:2, :40]  # both longer than the original length
     with torch.inference_mode():
-        expected = {12: copy.deepcopy(model)(short).logits, 40: copy.deepcopy(model)(long).logits}
-    quept.calibrate(model, tmp_path / "artifact", data=short, recipe=quept.load_recipe("paper").adjusted(epochs=0))
+        expected = {20: copy.deepcopy(model)(short).logits, 40: copy.deepcopy(model)(long).logits}
+    quept.calibrate(
+        model, tmp_path / "artifact", data=windows[:2, :12], recipe=quept.load_recipe("paper").adjusted(epochs=0)
+    )
     loaded = quept.load(tmp_path / "artifact", exact=True)
 
     def run(number):
