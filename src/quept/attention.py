@@ -58,9 +58,9 @@ def install(config: Any) -> None:
 
     Raises `InvalidInput` for an attention implementation other than "sdpa" and "eager".
     """
-    if is_installed(config):
+    chosen = config._attn_implementation  # read once: another thread may install at the same time
+    if chosen in _WRAPPERS.values():
         return
-    chosen = config._attn_implementation
     if chosen not in _BASES:
         raise InvalidInput(
             f"The model's attention implementation is {chosen!r}, in which nothing can be quantized; load "

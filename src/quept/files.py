@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from quept.errors import InvalidInput, QueptError
 
 TEMPORARY = ".writing"
+LARGEST_JSON = 2**25  # bytes: of a plan with as many entries as are allowed, at twice the usual length
 
 
 @contextmanager
@@ -42,17 +44,35 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Read JSON from a file, which messages call `what` (for example "a plan").
+class TooLarge(ValueError):
+    """A file has more bytes than are allowed."""
+
+
+def read_text(path: Path, largest: int) -> str:
+    """Return the text of a file in UTF-8; raises `TooLarge` for more than `largest` bytes, OSError and ValueError."""
+    with path.open("rb") as file:
+        # Not by the size that the system tells, which of a device is none.
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise TooLarge(f"it is larger than the {largest} bytes that are allowed")
+    return data.decode("utf-8")
+
+
+def read_json(path: str | Path, what: str, largest: int = LARGEST_JSON) -> Any:
+    """Read JSON from a file of at most `largest` bytes, which messages call `what` (for example "a plan").
 
     Raises:
-        InvalidInput: There is no such file, it is not JSON, or an object holds a name twice.
+        InvalidInput: There is no such file, it is too large, it is not JSON, or an object holds a name twice.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_named_once)
+        text = read_text(path, largest)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read as {what} ({error.strerror}); check the path.") from None
+    except ValueError as error:
+        raise InvalidInput(f"{path} is not {what}: {error}.") from None
+    try:
+        return json.loads(text, object_pairs_hook=_named_once)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not {what}: it is not valid JSON ({error}). Correct it.") from None
 
@@ -64,10 +84,12 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
-        raise ValueError(f"an object holds {repeated[0]!r} twice")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"an object holds {reprlib.repr(name)} twice")
+        found[name] = value
+    return found
 
 
 def refusal(path: Path, error: Exception) -> str:

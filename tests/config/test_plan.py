@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from quept.config import FULL, Precision, PrecisionPlan, parse_precisions
+from quept.config import FULL, Precision, PrecisionPlan, parse_precisions, patterns
 from quept.errors import InvalidInput
 
 
@@ -113,7 +113,11 @@ def test_a_plan_reads_back_as_it_was_written(tmp_path):
         ('{"bits": {"a": 4, "a": 3}}', "an object holds 'a' twice"),
         ('{"bits": {"a": [4]}}', "bits"),
         ('{"bits": {"a": true}}', "bits"),
+        ('{"bits": {"a": 4.0}}', "bits"),
         ('{"bits": {"a": 4.5}}', "bits"),
+        ('{"bits": {"a": 1e308}}', "bits"),
+        ('{"bits": {"a": NaN}}', "bits"),
+        ('{"bits": {"a": 99999999999999999999}}', "at 'a': precision of more than nine digits is not possible"),
         ("{}", "bits"),
     ],
 )
@@ -123,8 +127,66 @@ def test_what_is_no_plan_is_refused_in_one_paragraph(tmp_path, text, told):
         PrecisionPlan.read(tmp_path / "plan.json")
     assert "plan.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 3000
 
 
 def test_a_plan_that_is_not_there_is_told(tmp_path):
     with pytest.raises(InvalidInput, match="cannot be read as a plan"):
         PrecisionPlan.read(tmp_path / "none.json")
+
+
+def test_plans_of_any_size_are_refused_in_one_paragraph(tmp_path):
+    def plan(*entries):
+        return f'{{"bits": {{{",".join(entries)}}}}}'
+
+    path = tmp_path / "plan.json"
+    for text, told in (
+        (plan(f'"{"a" * 1001}": 4'), "a name of 1001 characters, which begins 'aaa"),
+        (plan(*(f'"*{i}": 4' for i in range(4097))), "4097 patterns; at most 4096 are allowed"),
+        (plan(*(f'"{i}": []' for i in range(90_000))), "and 179992 more"),
+        (plan(*(f'"{i}": 4' for i in range(100_001))), "at most 100000 items"),
+        (plan(*('"a": 4, "b": 4' for _ in range(50_000))), "an object holds 'a' twice"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"bits": ' + '{"a":' * 500 + "4" + "}" * 501, "bits"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidInput, match=told) as caught:
+            PrecisionPlan.read(path)
+        assert "plan.json" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 3000
+
+
+def test_a_file_that_never_ends_is_refused():
+    with pytest.raises(InvalidInput, match=r"/dev/zero is not a plan: it is larger than the \d+ bytes"):
+        PrecisionPlan.read("/dev/zero")
+
+
+@pytest.mark.parametrize("given", [True, False, 4.0, "4", float("nan"), [4], 9, "digits"])
+def test_a_precision_is_of_whole_numbers(given):
+    given = 10**5000 if given == "digits" else given  # of which Python makes no text
+    with pytest.raises(InvalidInput, match="is not possible: bit-widths go from 2 to 8"):
+        Precision(given)
+    if given != "4":
+        with pytest.raises(InvalidInput):
+            Precision.parse(given)
+
+
+def test_the_entries_of_a_plan_are_limited():
+    PrecisionPlan.uniform(map(str, range(100_000)), 4)
+    with pytest.raises(InvalidInput, match="The plan has 100001 entries; at most 100000 are allowed"):
+        PrecisionPlan.uniform(map(str, range(100_001)), 4)
+    with pytest.raises(InvalidInput, match="The plan has 5000 patterns; at most 4096 are allowed"):
+        PrecisionPlan.uniform(map("*{}".format, range(5000)), 4)
+    with pytest.raises(InvalidInput, match="The plan has a name of 2000 characters"):
+        PrecisionPlan({"a" * 2000: 4})
+
+
+def test_a_pattern_is_compiled_once_for_all_paths():
+    """More patterns than the standard library remembers, which would compile each for every path."""
+    patterns._matcher.cache_clear()
+    plan = PrecisionPlan.uniform(map("*.{}.*".format, range(2000)), 4)
+    paths = [f"blocks.{i}.up" for i in range(50)]
+    assert len(plan.unmatched(paths)) == 1950
+    assert len(plan.assigned(paths)) == 50
+    assert patterns._matcher.cache_info().misses == 2000

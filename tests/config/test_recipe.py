@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from quept.config import Adapter, BitGroups, Granularity, Merging, Recipe, parse_bits
+from quept.config import Adapter, BitGroups, Granularity, Merging, Recipe, parse_bits, patterns
 from quept.errors import InvalidInput
 from quept.recipes import load_recipe, names
 
@@ -121,7 +121,7 @@ def test_groups_may_be_written_in_any_order():
         ([[8, 4], [6]], ("interleave",)),
         ([[9, 8]], ("[9]", "from 2 to 8")),
         ([[1]], ("[1]", "from 2 to 8")),
-        ([[True]], ("from 2 to 8",)),
+        ([[True]], ("valid integer", "True")),
         ([], ("must not be empty",)),
         ([[8], []], ("must not be empty",)),
         ([["a"]], ("groups.0.0", "'a'")),
@@ -491,3 +491,54 @@ def test_settings_that_contradict_each_other_are_refused():
     refused(lambda: activations_recipe(activations={"bits": "four"}), "cannot be read")
     refused(lambda: activations_recipe(activations={"bits": (9,)}), "activations.bits")
     refused(lambda: activations_recipe(activations={"group_size": 0}), "group_size")
+
+
+# What files may hold
+
+
+@pytest.mark.parametrize("wrong", [True, False, "4", 4.5, float("nan"), 1e308, -1, 10**30])
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        (None, "outer_bits"),
+        (None, "learned_rounding"),
+        ("data", "samples"),
+        ("granularity", "group_size"),
+        ("adapter", "rank"),
+        ("reconstruction", "epochs"),
+        ("rules", "bits"),
+    ],
+)
+def test_a_whole_number_is_written_as_one(section, field, wrong):
+    if wrong == 10**30 and field not in ("outer_bits", "learned_rounding", "bits"):
+        return  # a limit of its own, if any, is another matter
+    given = {field: [wrong] if field == "learned_rounding" else wrong}
+    given = {"rules": [{"match": "*", **given}]} if section == "rules" else {section: given} if section else given
+    refused(lambda: recipe(**given), field)
+
+
+@pytest.mark.parametrize("wrong", [True, "0.1"])
+def test_a_fraction_is_written_as_one(wrong):
+    refused(lambda: recipe(reconstruction={"clipping_learning_rate": wrong}), "clipping_learning_rate", "valid number")
+    refused(lambda: recipe(merging={"weights": [wrong]}), "merging.weights", "valid number")
+
+
+def test_rules_are_limited(tmp_path):
+    rule = {"match": "*", "bits": 4}
+    assert len(recipe(rules=[rule] * 1000).rules) == 1000
+    refused(lambda: recipe(rules=[rule] * 1001), "rules", "at most 1000 items")
+    refused(lambda: recipe(rules=[{**rule, "match": "a" * 1001}]), "rules.0.match", "at most 1000 characters")
+    path = tmp_path / "recipe.toml"
+    path.write_text('name = "mine"\nbits = "2-8"\n' + "[[rules]]\nmatch = '*'\nignore = true\n" * 100_000)
+    refused(lambda: load_recipe(path), "recipe.toml", "larger than the 1048576 bytes that are allowed")
+    path.write_text("a = " + "[" * 100_000)
+    refused(lambda: load_recipe(path), "recipe.toml", "not valid TOML")
+
+
+def test_rules_are_compiled_once_for_all_paths():
+    patterns._matcher.cache_clear()
+    many = recipe(rules=[{"match": f"*.{number}.*", "bits": 4} for number in range(1000)])
+    paths = [f"blocks.{number}.up" for number in range(20)]
+    assert len(many.unused_rules(paths)) == 980
+    assert all(many.weight_spec_for(path).fixed for path in paths)
+    assert patterns._matcher.cache_info().misses == 1000

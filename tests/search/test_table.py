@@ -36,6 +36,19 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
         ({"parts": {"a": {"2": None}}}, "parts"),
         ({"parts": {"a": {"9": 0.1}}}, "widths go from 2 to 8"),
         ({"parts": {"a": {"w4": 0.1}}}, "is written w4a16"),
+        *(
+            ({"parts": {"a": {"2": wrong}}}, "parts")
+            for wrong in (True, "0.5", 1e308, float("inf"), float("-inf"), float("nan"), -0.1, 10**400)
+        ),
+        (
+            {"parts": {"a": {"4": 1e7}}},
+            "the sensitivity of a at 4 is 10000000.0; it is a divergence",
+        ),
+        ({"parts": {str(i): {} for i in range(100_001)}}, "at most 100000 items"),
+        ({"parts": {str(i): {"4": 0.1} for i in range(10_001)}}, "have 10001 bit-widths together; at most 10000"),
+        ({"parts": {"a" * 2000: {"4": True}}}, "parts"),
+        ({"origin": {**ORIGIN.model_dump(), "rows": True}}, "origin.rows"),
+        ({"origin": {**ORIGIN.model_dump(), "keys_values": ["4"]}}, "origin.keys_values"),
         ({"pairs": ["", "0.1"]}, "2 rows; the linears' bit-widths are 3"),
         ({"pairs": ["", "0.1", "0.1"]}, "row 2 of pairs must hold 2 numbers from -1 to 1"),
         ({"pairs": ["", "1.5", "0.1 0.2"]}, "row 1 of pairs"),
@@ -47,8 +60,15 @@ def test_a_table_reads_back_as_it_was_written(tmp_path):
 def test_what_is_no_table_is_refused(tmp_path, change, told):
     path = tmp_path / "t.json"
     path.write_text(json.dumps({**table().model_dump(mode="json"), **change}))
-    with pytest.raises(InvalidInput, match=told):
+    with pytest.raises(InvalidInput, match=told) as caught:
         SensitivityTable.read(path)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+def test_what_rounding_leaves_of_a_divergence_of_zero_is_read():
+    assert table(parts={"a": {"8": -1e-12}}, pairs=()).products().tolist() == [[0.0]]
+    assert table(parts={"a": {"8": 0}}, pairs=()).parts == {"a": {"8": 0.0}}
 
 
 @pytest.mark.parametrize(

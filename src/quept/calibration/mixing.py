@@ -27,7 +27,7 @@ def draw_mixture(block: CalibrationBlock, bits: int, settings: Reconstruction, g
     if not (chance and higher):
         return Mixture(bits)
     sets = block.context.inputs
-    moved = torch.rand(len(sets), generator=generator) < chance
+    moved = torch.rand(len(sets), dtype=torch.float32, generator=generator) < chance
     return Mixture(
         bits, tuple((path, higher[0]) for paths, moves in zip(sets, moved, strict=True) if moves for path in paths)
     )

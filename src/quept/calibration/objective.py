@@ -82,7 +82,7 @@ def mixed(log_p: Tensor, following: Tensor, share: float) -> Tensor:
     Where nothing follows (-1), `p` is left alone.
     """
     known = following >= 0
-    log_p += known.unsqueeze(1) * math.log1p(-share)
+    log_p += known.unsqueeze(1).to(log_p.dtype) * math.log1p(-share)
     place = (known.nonzero().squeeze(1), following[known])
     log_p[place] = torch.logaddexp(log_p[place], log_p.new_tensor(math.log(share)))
     return log_p

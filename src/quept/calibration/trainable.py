@@ -44,7 +44,9 @@ class TrainableWeight:
         self.out_features, self.in_features = master.shape
         check_rank(master.shape, spec, path)
         self.master, self.exact, self.spec, self.path = master, master, spec, path
-        self.input_scale = torch.ones(self.in_features, device=master.device) if spec.scaled else None
+        self.input_scale = (
+            torch.ones(self.in_features, dtype=torch.float32, device=master.device) if spec.scaled else None
+        )
         self.methods = methods_for(self)
         self._rounded: tuple[Tensor, Tensor] | None = None  # codes and scales of a stored master
 

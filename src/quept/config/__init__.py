@@ -3,7 +3,8 @@
 from quept.config.activations import Activations
 from quept.config.base import Value, describe
 from quept.config.bits import FULL, MAX_BITS, MIN_BITS, BitGroups, Bits, covering, parse_bits
-from quept.config.plan import PlannedBits, Precision, PrecisionPlan, is_pattern, parse_precisions
+from quept.config.patterns import check_names, is_pattern, matches
+from quept.config.plan import MOST_ENTRIES, PlannedBits, Precision, PrecisionPlan, parse_precisions
 from quept.config.recipe import Data, Recipe
 from quept.config.reconstruction import Loss, Merging, Mixing, Reconstruction
 from quept.config.rules import Rule
@@ -15,6 +16,7 @@ __all__ = [
     "LARGEST_RANK",
     "MAX_BITS",
     "MIN_BITS",
+    "MOST_ENTRIES",
     "Activations",
     "Adapter",
     "AdapterEntry",
@@ -38,9 +40,11 @@ __all__ = [
     "Store",
     "Value",
     "WeightSpec",
+    "check_names",
     "covering",
     "describe",
     "is_pattern",
+    "matches",
     "parse_bits",
     "parse_precisions",
 ]

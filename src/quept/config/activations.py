@@ -23,7 +23,7 @@ class Activations(Value):
     asymmetric, on a range that is learned for each bit-width and stays. Source: paper, `token` for language models,
     `tensor` for the ViT family."""
 
-    group_size: Annotated[int, Field(ge=1)] | None = None
+    group_size: Annotated[int, Field(strict=True, ge=1)] | None = None
     """Channels of a token that share a range, with `range = "token"`; None: all."""
 
     products: bool = False

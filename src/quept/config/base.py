@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from quept.errors import InvalidInput
 
+MOST_FINDINGS = 8  # told of one value that is not valid
+LONGEST_PART = 200  # characters of a name that says where
+
 
 class Value(BaseModel):
     """A frozen, fully validated setting; unknown keys are refused."""
@@ -56,12 +59,15 @@ class Value(BaseModel):
 def describe(error: ValidationError) -> str:
     """Pydantic's findings as one sentence each: where, what was given, what is wrong.
 
-    What was given may be a whole damaged file, so it is shortened, and stays on one line.
+    What was given may be a whole damaged file, so it is shortened, and stays on one line; of many findings the first
+    ones are told.
     """
-    findings = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+    findings, found = [], error.errors(include_url=False)
+    for item in found[:MOST_FINDINGS]:
+        where = ".".join(str(part)[:LONGEST_PART] for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         given = f" (given: {reprlib.repr(item['input'])})" if item["type"] not in ("value_error", "missing") else ""
         findings.append(f"{where}: {message}{given}" if where else f"{message}{given}")
+    if len(found) > MOST_FINDINGS:
+        findings.append(f"and {len(found) - MOST_FINDINGS} more")
     return " ".join("; ".join(findings).split())

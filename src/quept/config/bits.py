@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictInt, field_validator
 
 from quept.config.base import Value
 from quept.errors import InvalidInput
@@ -14,7 +14,7 @@ MIN_BITS = 2
 MAX_BITS = 8
 FULL = 16  # full precision, where bits are written: w4a16
 
-Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+Bits = Annotated[int, Field(strict=True, ge=MIN_BITS, le=MAX_BITS)]
 
 
 def parse_bits(text: str) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ def parse_bits(text: str) -> tuple[int, ...]:
 class BitGroups(Value):
     """A partition of the bit set into groups, high to low (method: three-tier sampling; supplement, table 3)."""
 
-    groups: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[StrictInt, ...], ...]
 
     @field_validator("groups")
     @classmethod

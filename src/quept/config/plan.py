@@ -4,15 +4,15 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import StrictInt
+from pydantic import Field, StrictInt
 
 from quept.config.base import Value
 from quept.config.bits import FULL, MAX_BITS, MIN_BITS
+from quept.config.patterns import check_names, is_pattern, matches
 from quept.errors import InvalidInput
 from quept.files import read_json, write_json
 
@@ -28,6 +28,11 @@ class Precision:
     activations: int | None = None
     keys_values: int | None = None
 
+    def __post_init__(self) -> None:
+        for bits in (self.weights, self.activations, self.keys_values):
+            if bits is not None:
+                _allowed(bits, bits)
+
     @classmethod
     def parse(cls, given: "int | str | Precision | None") -> Self:
         """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so are 16 bits.
@@ -40,14 +45,14 @@ class Precision:
         if given is None:
             return cls(FULL, FULL, FULL)
         if isinstance(given, bool) or not isinstance(given, int | str):
-            raise InvalidInput(f"precision {given!r} is neither a bit-width, a plan nor None (full precision).")
+            raise InvalidInput(f"precision {_shown(given)} is neither a bit-width, a plan nor None (full precision).")
         if isinstance(given, int):
             return cls(weights=_allowed(given, given))
         written = re.fullmatch(r"(?:(\d{1,3})|(?:w(\d{1,3}))?(?:a(\d{1,3}))?)(?:kv(\d{1,3}))?", given.lower(), re.ASCII)
         if written is None or not given:
             raise InvalidInput(
-                f"precision {given!r} cannot be read; write one bit-width (4), or those of weights, activations, and "
-                "keys and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
+                f"precision {_shown(given)} cannot be read; write one bit-width (4), or those of weights, activations, "
+                "and keys and values (w4a8, w4a4kv4, kv4; 16 is full precision)."
             )
         named = (None if part is None else _allowed(int(part), given) for part in written.groups())
         paired, weights, activations, keys_values = named
@@ -68,6 +73,7 @@ class Precision:
 
 
 PLAN_VERSION: Final = 1
+MOST_ENTRIES: Final = 100_000  # of a plan
 
 PlannedBits = int | str | Precision | None  # of a layer: 4, "w4a8", or full precision
 
@@ -83,12 +89,15 @@ class PrecisionPlan:
     full precision; that of an attention module is the bit-width of its keys and values, or None. A pattern decides on
     the parts that its bits are of: `"*": 4` leaves keys and values alone, `"*": "kv4"` the linears. Parts that are not
     named stay as they are.
+
+    Raises `InvalidInput` for more than `MOST_ENTRIES` entries, and for more patterns than `MOST_PATTERNS`.
     """
 
     bits: Mapping[str, PlannedBits]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", MappingProxyType(dict(self.bits)))
+        check_names(self.bits, "The plan", MOST_ENTRIES)
 
     @classmethod
     def uniform(cls, paths: Iterable[str], bits: PlannedBits) -> "PrecisionPlan":
@@ -125,7 +134,7 @@ class PrecisionPlan:
             precision = Precision.parse(planned)
             of_linears = precision.weights is not None or precision.activations is not None
             named = [*(linears if of_linears else ()), *(attentions if precision.keys_values is not None else ())]
-            assigned.update({path: precision for path in named if fnmatchcase(path, name)})
+            assigned.update({path: precision for path in named if matches(path, name)})
         return assigned
 
     def unmatched(self, paths: Iterable[str]) -> list[str]:
@@ -139,10 +148,11 @@ class _PlanFile(Value):
 
     format: Literal["quept-plan"] = "quept-plan"
     version: Literal[1] = PLAN_VERSION
-    bits: dict[str, StrictInt | str | None]
+    bits: Annotated[dict[str, StrictInt | str | None], Field(max_length=MOST_ENTRIES)]
 
     def checked(self, origin: str) -> dict[str, PlannedBits]:
         """Return the entries; raises `InvalidInput` for one that is no precision."""
+        check_names(self.bits, f"{origin} is not possible: the plan", MOST_ENTRIES)
         for name, planned in self.bits.items():
             try:
                 Precision.parse(planned)
@@ -151,13 +161,8 @@ class _PlanFile(Value):
         return dict(self.bits)
 
 
-def is_pattern(name: object) -> bool:
-    """Return whether a plan's entry is a pattern, not a path."""
-    return isinstance(name, str) and any(character in name for character in "*?[")
-
-
 def _names_any(name: object, paths: set[str]) -> bool:
-    return any(fnmatchcase(path, str(name)) for path in paths) if is_pattern(name) else name in paths
+    return any(matches(path, str(name)) for path in paths) if is_pattern(name) else name in paths
 
 
 def _written(planned: PlannedBits) -> int | str | None:
@@ -188,10 +193,17 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _shown(given: object) -> str:
+    """Return what was given, shortened."""
+    if isinstance(given, int) and abs(given) > 10**9:  # Python does not write numbers of thousands of digits
+        return "of more than nine digits"
+    return reprlib.repr(given)
+
+
 def _allowed(bits: int, given: object) -> int:
-    if bits != FULL and not MIN_BITS <= bits <= MAX_BITS:
+    if type(bits) is not int or (bits != FULL and not MIN_BITS <= bits <= MAX_BITS):
         raise InvalidInput(
-            f"precision {given!r} is not possible: bit-widths go from {MIN_BITS} to {MAX_BITS}; {FULL} is full "
+            f"precision {_shown(given)} is not possible: bit-widths go from {MIN_BITS} to {MAX_BITS}; {FULL} is full "
             "precision."
         )
     return bits

@@ -16,7 +16,7 @@ from quept.config.activations import Activations
 from quept.config.base import Value
 from quept.config.bits import BitGroups, Bits, covering, parse_bits
 from quept.config.reconstruction import Merging, Reconstruction
-from quept.config.rules import Rule, merged
+from quept.config.rules import MOST_RULES, Rule, merged
 from quept.config.transforms import Reparameterization, Rotation, Smoothing
 from quept.config.weight import LARGEST_RANK, Adapter, Granularity, Store, WeightSpec
 from quept.errors import InvalidInput
@@ -25,10 +25,10 @@ from quept.errors import InvalidInput
 class Data(Value):
     """The amount of calibration data."""
 
-    samples: Annotated[int, Field(ge=1)] = 128
+    samples: Annotated[int, Field(strict=True, ge=1)] = 128
     """Windows of text, or images. Source: paper, implementation details."""
 
-    sequence_length: Annotated[int, Field(ge=2)] = 2048
+    sequence_length: Annotated[int, Field(strict=True, ge=2)] = 2048
     """Tokens per window of text; the model's limit where that is lower. Source: paper, implementation details."""
 
 
@@ -82,7 +82,7 @@ class Recipe(Value):
     transformer, head of a language model); None leaves them at full precision. Source: paper, ViT
     family: 8 bits."""
 
-    rules: tuple[Rule, ...] = ()
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MOST_RULES)] = ()
     """Settings of single layers, see below."""
 
     data: Data = Data()

@@ -2,14 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from quept.config.base import Value
 from quept.config.bits import Bits
 
 MergingStrategy = Literal["selective", "uniform", "random", "single-width", "per-group"]
 Loss = Literal["mae", "mse"]
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
 class Merging(Value):
@@ -20,14 +20,14 @@ class Merging(Value):
     all others are mixed; `uniform` mixes all tokens; `random` takes each token from one group; `single-width` takes the
     output at one bit-width; `per-group` keeps a stream for each bit group. Source: paper, MB-ToMe."""
 
-    kept: Annotated[float, Field(ge=0, le=1)] = 0.5
+    kept: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
     """Share of tokens that `selective` leaves as the highest group has them. Source: paper, 50 %."""
 
-    weights: tuple[float, ...] = ()
+    weights: tuple[StrictFloat, ...] = ()
     """Weights of the groups in a mixed token, high to low, summing to one; empty: 0.3, 0.3, 0.4 for three groups,
     equal parts for any other number. Source: paper, MB-ToMe."""
 
-    single_width: int | None = None
+    single_width: StrictInt | None = None
     """Bit-width of the strategy `single-width`, one that is calibrated; no other strategy reads it."""
 
     def weights_for(self, groups: int) -> tuple[float, ...]:
@@ -49,10 +49,10 @@ class Mixing(Value):
     """Bit-widths at which linears may move up, in training and when their stream moves on; empty: none.
     Source: quept, docs/experiments.md."""
 
-    probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    probability: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Probability with which they do."""
 
-    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    start: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Depth from which blocks take part, as a share of all: what follows the first blocks makes up for their errors, so
     that plans have little to gain there."""
 
@@ -77,22 +77,22 @@ class Reconstruction(Value):
     """`kl` trains the last block on the KL divergence of the model's predictions instead of on its hidden states.
     Source: quept, docs/experiments.md."""
 
-    label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_weight: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Share of the predicted probability that goes to the token that follows in the calibration text; needs
     `last_block_loss = "kl"`. Source: quept, docs/experiments.md."""
 
-    epochs: Annotated[int, Field(ge=0)] = 15
+    epochs: Annotated[int, Field(strict=True, ge=0)] = 15
     """Passes over the samples per block; 0 trains nothing: all is rounded on the ranges at the start. Source: paper,
     LLaMA, weight-only."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 2
+    batch_size: Annotated[int, Field(strict=True, ge=1)] = 2
     """Samples per optimizer step. Source: paper, LLaMA."""
 
     normalized: bool = False
     """Divide the loss at each bit-width by its value at the start, so that no group outweighs another.
     Source: quept."""
 
-    train_every: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    train_every: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = ()
     """One number per bit group, high to low: it takes part in every n-th step, or with 0 in none, which leaves its
     ranges whole; empty: every group in every step. Source: quept."""
 
@@ -106,7 +106,7 @@ class Reconstruction(Value):
     adapter_learning_rate: LearningRate = 7e-4
     """Learning rate of adapters. Source: paper, LLaMA, weight-only."""
 
-    clip_init: Annotated[float, Field(ge=-12, le=12)] | Literal["search"] = 4.0
+    clip_init: Annotated[float, Field(strict=True, ge=-12, le=12)] | Literal["search"] = 4.0
     """Logit of the clip ratios at the start, or `search`: the ratios that round with the least output error, found for
     each group of inputs. Source: 4.0, paper; `search`, quept, docs/experiments.md."""
 
@@ -121,7 +121,7 @@ class Reconstruction(Value):
     """First step of learned rounding, in quantization steps; steps fall linearly to zero. `auto`: 1.5 over the number
     of steps that a bit-width takes part in, at most 1/50. Source: quept."""
 
-    final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    final_learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.01
     """Learning rates at the end, relative to the start; they fall along a cosine. Source: paper."""
 
     @model_validator(mode="after")

@@ -1,12 +1,15 @@
 """Rules of a recipe: settings of their own for the linears at some module paths."""
 
-from fnmatch import fnmatchcase
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from quept.config.base import Value
 from quept.config.bits import Bits
+from quept.config.patterns import LONGEST_NAME, matches
+
+MOST_RULES = 1000  # of a recipe
+SETTINGS = ("bits", "group_size", "learned_rounding")  # that a rule may change, beside leaving linears out
 
 
 class Rule(Value):
@@ -17,7 +20,7 @@ class Rule(Value):
     and for layers outside them that `outer_bits` quantizes.
     """
 
-    match: Annotated[str, Field(min_length=1)]
+    match: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     """Pattern of module paths."""
 
     ignore: bool = False
@@ -26,7 +29,7 @@ class Rule(Value):
     bits: Bits | None = None
     """The one bit-width of their weights, whatever bits the model runs at, but at full precision."""
 
-    group_size: Annotated[int, Field(ge=1)] | None = None
+    group_size: Annotated[int, Field(strict=True, ge=1)] | None = None
     """Inputs that share a scale, at the bit-widths in `granularity.grouped_bits`."""
 
     learned_rounding: tuple[Bits, ...] | None = None
@@ -34,7 +37,7 @@ class Rule(Value):
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        others = [name for name in ("bits", "group_size", "learned_rounding") if getattr(self, name) is not None]
+        others = [name for name in SETTINGS if getattr(self, name) is not None]
         if self.ignore and others:
             raise ValueError(
                 f"the rule for {self.match!r} ignores linears, so {others[0]} has no meaning; leave it out"
@@ -47,7 +50,7 @@ class Rule(Value):
 
     def matches(self, path: str) -> bool:
         """Return whether the rule is for the linear at a module path."""
-        return fnmatchcase(path, self.match)
+        return matches(path, self.match)
 
 
 def merged(rules: tuple[Rule, ...], path: str) -> Rule | None:
@@ -55,9 +58,11 @@ def merged(rules: tuple[Rule, ...], path: str) -> Rule | None:
     found = [rule for rule in rules if rule.matches(path)]
     if not found:
         return None
-    settings = {name: value for rule in found for name, value in rule.model_dump(exclude_defaults=True).items()}
+    settings: dict[str, Any] = {}
+    for rule in found:
+        given = {name: getattr(rule, name) for name in SETTINGS}
+        settings |= {name: value for name, value in given.items() if value is not None}
     # The last rule decides whether the linear is left out: a later one may take it in again.
-    if not found[-1].ignore:
-        settings.pop("ignore", None)
-        return Rule(**settings) if len(settings) > 1 else None
-    return Rule(match=found[-1].match, ignore=True)
+    if found[-1].ignore:
+        return Rule(match=found[-1].match, ignore=True)
+    return Rule(match=found[-1].match, **settings) if settings else None

@@ -17,10 +17,10 @@ class Smoothing(Value):
     bits: tuple[Bits, ...] = (2, 3, 4)
     """Bit-widths whose summed error the search lowers; those not calibrated are passed over. Source: quept."""
 
-    grid: Annotated[int, Field(ge=1, le=200)] = 20
+    grid: Annotated[int, Field(strict=True, ge=1, le=200)] = 20
     """Number of exponents tried. Source: AWQ, eq. 5, and its published code."""
 
-    tokens: Annotated[int, Field(ge=1)] = 512
+    tokens: Annotated[int, Field(strict=True, ge=1)] = 512
     """Input rows that the search sees. Source: AWQ, published code."""
 
 
@@ -41,7 +41,7 @@ class Reparameterization(Value):
     enabled: bool = False
     """Whether to reparameterize. Source: RepQ-ViT (arXiv 2212.08254)."""
 
-    strength: Annotated[float, Field(gt=0, le=1)] | Literal["search"] = 1.0
+    strength: Annotated[float, Field(strict=True, gt=0, le=1)] | Literal["search"] = 1.0
     """How far channels move towards the common range, 1 for all the way; `search` takes for each norm the strength with
     the least output error over all bit-widths, since equal activations make weights unequal. Source: 1, RepQ-ViT;
     `search`, quept, docs/results.md."""

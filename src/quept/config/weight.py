@@ -17,7 +17,7 @@ LARGEST_RANK = 1024  # of factors in 8 bits: up to it, sums of their products ar
 class Granularity(Value):
     """Number of inputs that share a scale: groups at some bit-widths, whole rows at the others."""
 
-    group_size: Annotated[int, Field(ge=1)] = 128
+    group_size: Annotated[int, Field(strict=True, ge=1)] = 128
     """Inputs that share a scale at the bit-widths in `grouped_bits`. Source: paper, groups of 128."""
 
     grouped_bits: tuple[Bits, ...] = (2,)
@@ -43,7 +43,7 @@ class Store(Value):
     no rounding mask. None keeps the master in the checkpoint's dtype and the rest in floats, as the paper does. Source:
     quept, docs/artifact.md."""
 
-    group_size: Annotated[int, Field(ge=1)] | None = None
+    group_size: Annotated[int, Field(strict=True, ge=1)] | None = None
     """Inputs of a row that share a scale of the 8-bit master; None: the whole row. Source: quept."""
 
     clip_ratio_bits: Literal[4, 8] = 8
@@ -68,7 +68,7 @@ class Adapter(Value):
     """Where the product enters: `weight`, `Q(W + B A)`; `scale`, an offset in steps (LR-QAT); `rounding`, the choice of
     the neighbouring code (CBQ). Source: supplement, table 1."""
 
-    rank: Annotated[int, Field(ge=1)] = 16
+    rank: Annotated[int, Field(strict=True, ge=1)] = 16
     """Rank that each bit group adds. Source: paper, main tables; others in the supplement, table 4."""
 
     isolated: bool = False

@@ -121,7 +121,7 @@ class ImageSource:
             raise self._too_few(self.count, count)
         # Images are read in the source's order, which may be by class: each gets a random place in the sample.
         places = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        pixels = torch.empty(0)
+        pixels = torch.empty(0, dtype=torch.float32)
         labels: list[int | None] = [None] * count
         names = [""] * count
         given = 0

@@ -3,8 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from threading import RLock
 from typing import NamedTuple, Protocol, TypeVar, cast
+
+from quept.forks import Lock, fork_safe_lock
 
 
 class Sized(Protocol):
@@ -37,7 +38,8 @@ class WeightCache:
     budget: int | None = None
     resident: int = 0
     _weights: OrderedDict[Key, Sized] = field(default_factory=OrderedDict)
-    _lock: RLock = field(default_factory=RLock)
+    _forgotten: int = 0  # calls of `forget`
+    _lock: Lock = field(default_factory=fork_safe_lock)
 
     def get(self, key: Key, derive: Callable[[int], Form]) -> Form:
         """Return the weight of a key, in the form that `derive` gives; it is derived now unless it is resident."""
@@ -46,8 +48,9 @@ class WeightCache:
             if kept is not None:
                 self._weights.move_to_end(key)
                 return cast(Form, kept)
+            forgotten = self._forgotten
         weight = derive(key.bits)
-        self._keep(key, weight, in_force=())
+        self._keep(key, weight, forgotten, in_force=())
         return weight
 
     def prefetch(self, key: Key, derive: Callable[[int], Sized], in_force: Container[Key]) -> bool:
@@ -56,11 +59,13 @@ class WeightCache:
             if key in self._weights:
                 self._weights.move_to_end(key)
                 return True
-        return self._keep(key, derive(key.bits), in_force)
+            forgotten = self._forgotten
+        return self._keep(key, derive(key.bits), forgotten, in_force)
 
     def forget(self, path: str) -> None:
         """Drop what was derived from this layer, because its parameters changed or moved."""
         with self._lock:
+            self._forgotten += 1
             for key in [key for key in self._weights if key.path == path]:
                 self._evict(key)
 
@@ -80,9 +85,11 @@ class WeightCache:
         """Copy the model without its derived weights: the copy derives its own."""
         return type(self), (self.budget,)
 
-    def _keep(self, key: Key, weight: Sized, in_force: Container[Key]) -> bool:
+    def _keep(self, key: Key, weight: Sized, forgotten: int, in_force: Container[Key]) -> bool:
         size = weight.nbytes
         with self._lock:
+            if forgotten != self._forgotten:  # meanwhile: it may be of parameters that have changed since
+                return False
             if key in self._weights:  # another thread was faster
                 return True
             if self.budget is not None:

@@ -45,6 +45,10 @@ class ElasticInput(nn.Module):
         self.quantizer = quantizer(spec, device)
         self._kept: _Kept | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy the module without the tensor that a pass, perhaps another thread's, is reading."""
+        return {**self.__dict__, "_kept": None}
+
     @property
     def spec(self) -> Activations:
         """Bit-widths and kind of the ranges."""

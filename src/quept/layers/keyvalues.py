@@ -12,6 +12,8 @@ from quept.layers.setting import Adjustable
 from quept.numerics.hadamard import Rotation
 from quept.numerics.keyvalues import fake_quantize
 
+HANDED_OUT = "quept_handed_out"  # the attribute under which keys name the layer that they are for
+
 
 class KeyValues(KeepDtype, Adjustable[int | None]):
     """The bit-width of an attention layer's keys and values, their rotation, and where keys are centred.
@@ -30,13 +32,12 @@ class KeyValues(KeepDtype, Adjustable[int | None]):
 
     def __init__(self, path: str, rotates_values: bool, heads: int = 1, size: int = 1) -> None:
         super().__init__()
-        self.register_buffer("center", torch.zeros(heads, 1, size))
+        self.register_buffer("center", torch.zeros(heads, 1, size, dtype=torch.float32))
         self._sum: Tensor | None = None
         self._tokens = 0
         self.path = path
         self.rotates_values = rotates_values
         self.set_default(None)
-        self._handed_out: dict[int, weakref.ref[Tensor]] = {}
 
     @property
     def bits(self) -> int | None:
@@ -103,13 +104,16 @@ class KeyValues(KeepDtype, Adjustable[int | None]):
 
     def hand_out(self, keys: Tensor) -> None:
         """Note that the next attention over `keys` finds them, and their values, as they are to be used."""
-        # By tensor: several threads may generate at the same time.
-        self._handed_out[id(keys)] = weakref.ref(keys)
+        # On the tensor, which belongs to one pass: several threads may generate at the same time.
+        setattr(keys, HANDED_OUT, weakref.ref(self))
 
     def were_handed_out(self, keys: Tensor) -> bool:
         """Return whether a cache handed out `keys`; true only once for each time that it did."""
-        noted = self._handed_out.pop(id(keys), None)
-        return noted is not None and noted() is keys
+        noted = getattr(keys, HANDED_OUT, None)
+        if noted is None:
+            return False
+        delattr(keys, HANDED_OUT)
+        return noted() is self
 
     def extra_repr(self) -> str:
         """Return what distinguishes layers in a printed model."""

@@ -82,6 +82,10 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
             made.weight.data = weight.contiguous()
         return made
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy the layer without the settings made so far, to which another thread may be adding."""
+        return {**self.__dict__, "_settings": {}}
+
     @property
     def bits(self) -> int | None:
         """Bit-width of the weight in force; None is full precision. Setting it sets the default for all threads."""

@@ -121,7 +121,7 @@ class TokenQuantizer(Quantizer):
 
     def __init__(self, spec: Activations, device: torch.device) -> None:
         super().__init__(spec)
-        self.clipping = _parameters(spec, torch.full((1,), CLIPPING_START, device=device))
+        self.clipping = _parameters(spec, torch.full((1,), CLIPPING_START, dtype=torch.float32, device=device))
 
     def grid(self, bits: int) -> TokenGrid:
         """Return the learned share of each token's range."""
@@ -147,7 +147,7 @@ class TokenQuantizer(Quantizer):
             assert rows is not None
             assert importance is not None
             clip_ratio = activations.best_clip_ratio(rows, bits, importance, self.spec.group_size)
-            logit.fill_(torch.logit(torch.tensor(clip_ratio), eps=1e-6).clamp_max(CLIPPING_START))
+            logit.fill_(torch.logit(torch.tensor(clip_ratio, dtype=torch.float32), eps=1e-6).clamp_max(CLIPPING_START))
 
 
 class ObservedQuantizer(Quantizer):
@@ -160,7 +160,7 @@ class ObservedQuantizer(Quantizer):
 
     def __init__(self, spec: Activations, device: torch.device) -> None:
         super().__init__(spec)
-        self.register_buffer("extremes", torch.zeros(2, device=device))
+        self.register_buffer("extremes", torch.zeros(2, dtype=torch.float32, device=device))
         self._observed: list[Sample] | None = None
 
     def start_observing(self) -> None:
@@ -203,7 +203,7 @@ class TensorQuantizer(ObservedQuantizer):
 
     def __init__(self, spec: Activations, device: torch.device) -> None:
         super().__init__(spec, device)
-        self.extent = _parameters(spec, torch.zeros(2, device=device))
+        self.extent = _parameters(spec, torch.zeros(2, dtype=torch.float32, device=device))
 
     def grid(self, bits: int) -> TensorGrid:
         """On the learned range."""
@@ -225,7 +225,9 @@ class TensorQuantizer(ObservedQuantizer):
         for bits in self.spec.bits:
             below, above = activations.best_range(sample, bits, self.extremes, str(start))
             least = NARROWEST * max(below, above, 1e-30)
-            self.extent[str(bits)].copy_(torch.tensor([max(below, least), max(above, least)]).log())
+            self.extent[str(bits)].copy_(
+                torch.tensor([max(below, least), max(above, least)], dtype=torch.float32).log()
+            )
 
 
 class LogQuantizer(ObservedQuantizer):
@@ -238,7 +240,7 @@ class LogQuantizer(ObservedQuantizer):
 
     def __init__(self, spec: Activations, device: torch.device) -> None:
         super().__init__(spec, device)
-        self.levels = _parameters(spec, torch.zeros(2, device=device))
+        self.levels = _parameters(spec, torch.zeros(2, dtype=torch.float32, device=device))
 
     def grid(self, bits: int) -> LogGrid:
         """Return the learned grid."""
@@ -260,7 +262,7 @@ class LogQuantizer(ObservedQuantizer):
         """Start at the scale and density that round best, whatever `start` says."""
         sample = self.sample(rows, importance)
         for bits in self.spec.bits:
-            self.levels[str(bits)].copy_(torch.tensor(logarithmic.best_grid(sample, bits)).log())
+            self.levels[str(bits)].copy_(torch.tensor(logarithmic.best_grid(sample, bits), dtype=torch.float32).log())
 
 
 def quantizer(spec: Activations, device: torch.device) -> Quantizer:

@@ -8,19 +8,21 @@ Forward passes of a whole model enter a scope of their own, a snapshot of the de
 settings that it began with, whatever another thread sets meanwhile. See `quept.precision`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from quept.forks import fork_safe_lock
+
 Setting = TypeVar("Setting")
 
 _SCOPE: ContextVar[Mapping["Adjustable[Any]", Any] | None] = ContextVar("quept_scope", default=None)
-_active, _active_lock = 0, Lock()  # scopes in all threads, without snapshots
+_DEFAULTS = fork_safe_lock()  # defaults are changed, and read, all together
+_active, _active_lock = 0, fork_safe_lock()  # scopes in all threads, without snapshots
 
 
 class Adjustable(nn.Module, Generic[Setting]):
@@ -101,19 +103,25 @@ def change(settings: Settings) -> None:
             _SCOPE.set(changed)
         else:
             holder.outside = changed
-    for part, setting in settings.items():
-        if part not in scoped:
-            part.set_default(setting)
+    with _DEFAULTS:
+        for part, setting in settings.items():
+            if part not in scoped:
+                part.set_default(setting)
 
 
-def enter_pass(settings: Settings) -> None:
-    """Begin a forward pass of the parts at these settings, unless a scope has them already; `leave_pass` ends it."""
+def in_force(parts: Iterable[Adjustable[Any]]) -> dict[Adjustable[Any], Any]:
+    """Return the settings of parts, all from before or all from behind a change that another thread makes meanwhile."""
+    with _DEFAULTS:
+        return {part: part.setting for part in parts}
+
+
+def enter_pass(parts: Iterable[Adjustable[Any]]) -> None:
+    """Begin a forward pass of parts: until `leave_pass`, they run at the settings that they have now."""
     outside = _SCOPE.get()
-    if outside is not None and (first := next(iter(settings), None)) is not None and first in outside:
-        if isinstance(outside, _Snapshot):
-            outside.depth += 1
+    if isinstance(outside, _Snapshot) and (first := next(iter(parts), None)) is not None and first in outside:
+        outside.depth += 1
         return
-    snapshot = _Snapshot(settings if outside is None else {**outside, **settings})
+    snapshot = _Snapshot({**(outside or {}), **in_force(parts)})
     snapshot.outside = outside
     _SCOPE.set(snapshot)
 

@@ -72,7 +72,8 @@ class FrozenWeight(KeepDtype):
         self.planes = nn.ParameterDict()
         for bits in spec.learned_rounding:
             self.planes[str(bits)] = parameter(out_features, packing.bytes_per_row(in_features, 1), dtype=torch.uint8)
-        self.register_buffer("input_scale", torch.ones(in_features, device=device) if spec.scaled else None)
+        scale = torch.ones(in_features, dtype=torch.float32, device=device) if spec.scaled else None
+        self.register_buffer("input_scale", scale)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from quept.errors import CalibrationFailed, InvalidInput
+from quept.forks import fork_safe_lock
+from quept.models.building import building
 
 
 def read_config(source: str | Path) -> Any:
@@ -45,7 +47,7 @@ def open_weights(auto_class: Any, source: str | Path, dtype: torch.dtype | None 
     that lacks any is refused rather than filled with noise.
     """
     try:
-        with quiet():
+        with building(), quiet():
             model, report = auto_class.from_pretrained(
                 str(source),
                 dtype=dtype or "auto",
@@ -115,23 +117,34 @@ class _Quiet:
     """Silence for several threads: settings are global; the first to enter changes, the last to leave restores."""
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
+        self._lock = fork_safe_lock()
+        self._inside: list[int] = []  # threads, by their numbers
         self._restore: Callable[[], None] = lambda: None
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self._begin_child)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Silence both libraries in this context."""
+        thread = threading.get_ident()
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
+            self._inside.append(thread)
+            if len(self._inside) == 1:
                 self._restore = _silence()
         try:
             yield
         finally:
             with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
+                self._inside.remove(thread)
+                if not self._inside:
                     self._restore()
+
+    def _begin_child(self) -> None:
+        """Leave, in a forked child, for the threads of its parent that are not there."""
+        silent, mine = bool(self._inside), threading.get_ident()
+        self._inside = [thread for thread in self._inside if thread == mine]
+        if silent and not self._inside:
+            self._restore()
 
 
 _QUIET = _Quiet()

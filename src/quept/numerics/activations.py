@@ -99,7 +99,7 @@ def best_clip_ratio(values: Tensor, bits: int, importance: Tensor, group_size: i
     """
     best, least = 1.0, float("inf")
     highest = importance.new_tensor(float(highest_code(bits)))
-    for clip_ratio in torch.linspace(1.0, NARROWEST, CANDIDATES):
+    for clip_ratio in torch.linspace(1.0, NARROWEST, CANDIDATES, dtype=torch.float32):
         rounded = fake_quantize(values, clip_ratio.to(values.device), highest, group_size)
         error = float(((rounded - values).float().square() * importance).sum())
         if error < least:

@@ -17,7 +17,7 @@ def best_clip_ratio(grouped: Tensor, bits: int, importance: Tensor, symmetric: b
     low, high = affine.min_max(grouped)
     best = torch.ones_like(low)
     least = torch.full_like(low, torch.inf)
-    for clip_ratio in torch.linspace(1.0, NARROWEST, CANDIDATES).tolist():
+    for clip_ratio in torch.linspace(1.0, NARROWEST, CANDIDATES, dtype=torch.float32).tolist():
         to = affine.grid_between(low * clip_ratio, high * clip_ratio, bits, symmetric)
         error = ((affine.fake_quantize(grouped, to) - grouped).square_() * importance).sum(-1, keepdim=True)
         better = error < least

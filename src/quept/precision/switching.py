@@ -7,7 +7,6 @@ once.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -18,11 +17,9 @@ from quept.config import PlannedBits, PrecisionPlan
 from quept.layers import AttentionOperands
 from quept.layers.attention import OperandSetting
 from quept.layers.keyvalues import KeyValues
-from quept.layers.setting import Adjustable, change, enter_pass, leave_pass, scope
+from quept.layers.setting import Adjustable, change, enter_pass, in_force, leave_pass, scope
 from quept.precision.assignment import PrecisionLike, planned_bits
 from quept.precision.parts import Parts
-
-_SWITCHING = Lock()  # defaults are changed, and read for a pass, all together
 
 
 def set_precision(model: nn.Module, precision: PrecisionLike, *, strict: bool = True) -> None:
@@ -36,16 +33,16 @@ def set_precision(model: nn.Module, precision: PrecisionLike, *, strict: bool = 
     """
     settings = Parts.of(model).settings(precision, strict)
     _install(model, settings)
-    with _SWITCHING:
-        change(settings)
+    change(settings)
 
 
 def precision_of(model: nn.Module) -> PrecisionPlan:
     """Return the plan in force in the thread or asyncio task that asks."""
-    linears, attentions, operands = Parts.of(model)
-    plan: dict[str, PlannedBits] = {path: planned_bits(layer) for path, layer in linears.items()}
-    plan |= {path: each.bits for path, each in attentions.items()}
-    return PrecisionPlan(plan | {path: each.bits for path, each in operands.items()})
+    parts = Parts.of(model)
+    with scope(in_force(parts.all())):
+        plan: dict[str, PlannedBits] = {path: planned_bits(layer) for path, layer in parts.linears.items()}
+        plan |= {path: each.bits for path, each in parts.key_values.items()}
+        return PrecisionPlan(plan | {path: each.bits for path, each in parts.operands.items()})
 
 
 @contextmanager
@@ -58,7 +55,7 @@ def at_precision(model: nn.Module, precision: PrecisionLike) -> Iterator[None]:
     parts = Parts.of(model)
     settings = parts.settings(precision)
     _install(model, settings)
-    with scope({part: part.setting for part in parts.all()} | settings):
+    with scope(in_force(parts.all()) | settings):
         yield
 
 
@@ -77,16 +74,14 @@ def rounded_to_nearest(model: nn.Module, precision: PrecisionLike) -> Iterator[N
         settings[layer] = layer.nearest_at(None, None) if given is None else layer.nearest_at(*given[:2])
     for each in parts.operands.values():
         settings[each] = settings.get(each, OperandSetting(None))._replace(unclipped=True)
-    with scope({part: part.setting for part in parts.all()} | settings):
+    with scope(in_force(parts.all()) | settings):
         yield
 
 
 def begin_pass(model: nn.Module, args: Any) -> None:
     """Begin a forward pass: what it runs at does not change any more."""
     if not torch.compiler.is_compiling():
-        with _SWITCHING:
-            settings = {part: part.default for part in Parts.of(model).all()}
-        enter_pass(settings)
+        enter_pass(list(Parts.of(model).all()))
 
 
 def end_pass(model: nn.Module, args: Any, output: Any) -> None:

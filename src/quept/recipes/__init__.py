@@ -6,6 +6,9 @@ from pathlib import Path
 
 from quept.config import Recipe
 from quept.errors import InvalidInput
+from quept.files import TooLarge, read_text
+
+LARGEST = 2**20  # bytes of a recipe's file
 
 
 def names() -> list[str]:
@@ -25,9 +28,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         return _parse(text, str(name_or_path))
     path = Path(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST)
     except UnicodeDecodeError:
         raise InvalidInput(f"The recipe {path} is not UTF-8 text; give a TOML file.") from None
+    except TooLarge as error:
+        raise InvalidInput(f"The recipe {path} cannot be read: {error}.") from None
     except (OSError, ValueError):
         raise InvalidInput(
             f"There is no recipe {str(name_or_path)!r}: give one of {', '.join(shipped)}, or the path of "

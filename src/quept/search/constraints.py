@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
-from quept.config import FULL
+from quept.config import FULL, MOST_ENTRIES, check_names, matches
 from quept.errors import InvalidInput
 from quept.search.cost import Costs
 
@@ -61,9 +60,12 @@ def _grouped(paths: Iterable[str], together: Sequence[tuple[str, ...]]) -> list[
 
 def _fixed(fixed: Mapping[str, int], linears: Iterable[str]) -> dict[str, int]:
     """Return the fixed bit-widths by path."""
+    check_names(fixed, "The list of fixed linears", MOST_ENTRIES)
     found: dict[str, int] = {}
     for pattern, bits in fixed.items():
-        named = [path for path in linears if fnmatchcase(path, pattern)]
+        if type(bits) is not int:
+            raise InvalidInput(f"{pattern!r} is fixed at {bits!r}, which is no bit-width; give a whole number.")
+        named = [path for path in linears if matches(path, pattern)]
         if not named:
             raise InvalidInput(
                 f"There is no linear {pattern!r} to fix; the model has for example {sorted(linears)[:3]}. Patterns are "

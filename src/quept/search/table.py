@@ -3,12 +3,13 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictFloat, field_validator, model_validator
 
 from quept.config import Bits, Precision, Value
 from quept.errors import InvalidInput
@@ -16,6 +17,11 @@ from quept.files import read_json, write_json
 from quept.search.expansion import Expansion
 
 TABLE_VERSION: Final = 1
+MOST_COLUMNS: Final = 10_000  # bit-widths of linears; the products of all their pairs then take 800 MB
+MOST_PARTS: Final = 100_000
+LARGEST: Final = 1e6  # nats: what logits in float16, the widest that there are, can differ by, and more
+BELOW_ZERO: Final = -1e-6  # what is left of a divergence of zero after rounding
+LARGEST_FILE: Final = 2**29  # bytes: of a table of as many columns, with its pairs
 
 Metric = Literal["kl", "gradient"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -32,7 +38,7 @@ class Origin(Value):
     model: Digest
     data: str
     data_sha256: Digest
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(strict=True, ge=1)]
     keys_values: tuple[Bits, ...] = ()
 
 
@@ -47,7 +53,7 @@ class SensitivityTable(Value):
     format: Literal["quept-sensitivity"] = "quept-sensitivity"
     version: Literal[1] = TABLE_VERSION
     origin: Origin
-    parts: dict[str, dict[str, float]]
+    parts: Annotated[dict[str, dict[str, StrictFloat]], Field(max_length=MOST_PARTS)]
     pairs: tuple[str, ...] = ()
 
     @field_validator("parts")
@@ -55,17 +61,24 @@ class SensitivityTable(Value):
     def _check_parts(cls, parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for path, errors in parts.items():
             for precision, error in errors.items():
-                if not math.isfinite(error):
-                    raise ValueError(f"the sensitivity of {path} at {precision} is {error}, not a finite number")
+                if not BELOW_ZERO <= error <= LARGEST:  # NaN is not
+                    raise ValueError(
+                        f"the sensitivity of {path} at {precision} is {error}; it is a divergence in nats, from 0 to "
+                        f"{LARGEST:,.0f}"
+                    )
                 if str(Precision.parse(precision)) != precision:
                     raise ValueError(f"the precision {precision!r} of {path} is written {Precision.parse(precision)}")
         return parts
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
-        if self.pairs and len(self.pairs) != len(self.columns):
-            raise ValueError(f"pairs has {len(self.pairs)} rows; the linears' bit-widths are {len(self.columns)}")
-        self.products()
+        count = len(self.columns)
+        if count > MOST_COLUMNS:
+            raise ValueError(f"the linears have {count} bit-widths together; at most {MOST_COLUMNS} are allowed")
+        if self.pairs and len(self.pairs) != count:
+            raise ValueError(f"pairs has {len(self.pairs)} rows; the linears' bit-widths are {count}")
+        for _ in self._correlations():
+            pass
         return self
 
     @property
@@ -81,13 +94,18 @@ class SensitivityTable(Value):
         """
         count = len(self.columns)
         matrix = np.zeros((count, count))
-        for place, row in enumerate(self.pairs):
-            numbers = [float(number) for number in row.split()]
-            if len(numbers) != place or not all(-1 <= number <= 1 for number in numbers):
-                raise ValueError(f"row {place} of pairs must hold {place} numbers from -1 to 1")
+        for place, numbers in enumerate(self._correlations()):
             matrix[place, :place] = matrix[:place, place] = numbers
         roots = np.sqrt([max(self.parts[path][precision], 0.0) for path, precision in self.columns])
         return np.asarray(matrix * roots[:, None] * roots)
+
+    def _correlations(self) -> Iterator[list[float]]:
+        """Yield the rows of `pairs`; raises ValueError for one that is not of as many numbers as come before it."""
+        for place, row in enumerate(self.pairs):
+            numbers = [float(number) for number in row.split(maxsplit=place)]
+            if len(numbers) != place or not all(-1 <= number <= 1 for number in numbers):
+                raise ValueError(f"row {place} of pairs must hold {place} numbers from -1 to 1")
+            yield numbers
 
     def with_pairs(self, expansion: Expansion) -> Self:
         """Return the table with the correlations that an expansion around full precision has, to four decimals."""
@@ -102,7 +120,7 @@ class SensitivityTable(Value):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Return the table in a JSON file; `InvalidInput` if it holds none."""
-        return cls.parse(read_json(path, "a sensitivity table"), origin=str(path))
+        return cls.parse(read_json(path, "a sensitivity table", LARGEST_FILE), origin=str(path))
 
     def write(self, path: Path) -> None:
         """Write the table as JSON; `read` gives it back."""

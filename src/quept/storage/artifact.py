@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
@@ -22,7 +21,9 @@ from quept.formats.paging import page_out
 from quept.layers import ElasticLinear, Execution, learned_names, stored_tensors
 from quept.layers.size import resident_bytes
 from quept.models import ARCHITECTURES, Architecture, architecture_for, architecture_of
+from quept.models.building import without_weights
 from quept.models.checkpoint import first_line, quiet
+from quept.models.rotary import make_rotary_per_pass
 from quept.precision import PrecisionLike, elastic_linears, keep_weights, key_values, set_precision
 from quept.storage.checks import fault
 from quept.storage.decisions import keep_all
@@ -149,10 +150,11 @@ def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype, architecture: Arch
     `architecture` is the model's family; None takes the registered one.
     """
     architecture = architecture_for(config, architecture)
-    with init_empty_weights(include_buffers=False), quiet():
+    with without_weights(), quiet():
         model = architecture.task.model_class.from_config(config, dtype=dtype, trust_remote_code=False)
-    model.tie_weights()  # init_empty_weights undoes the ties made inside it
+    model.tie_weights()  # ties made without weights are none
     make_elastic(model, recipe, architecture)
+    make_rotary_per_pass(model)
     return model
 
 

@@ -29,7 +29,7 @@ class LowRank(Method):
     def draw(self, generator: torch.Generator) -> None:
         """Draw `A`, and set `B` to zero."""
         bound = self.weight.in_features**-0.5
-        self.down.copy_(torch.empty(self.down.shape).uniform_(-bound, bound, generator=generator))
+        self.down.copy_(torch.empty(self.down.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
         self.up.zero_()
 
     def parameters(self, settings: Reconstruction, draws: Mapping[int, float]) -> Iterable[ParameterGroup]:
