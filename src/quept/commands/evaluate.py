@@ -46,7 +46,7 @@ def evaluate(
         device: `auto`, `cpu` or `cuda`, for a path.
         dtype: `auto`, `float32`, `bfloat16` or `float16`, for a path.
         progress: told what is measured, units done and in total.
-        note: told of data that could not be read.
+        note: told of data that could not be read, and of what is left out of a plain model.
 
     Raises `InvalidInput` for what cannot be opened, and for precisions that were not calibrated.
     """
@@ -56,12 +56,12 @@ def evaluate(
         )
     named = {str(path): PrecisionPlan.read(path) for path in plans}
     wanted = read_precisions(bits)
-    opened = open_any(model, recipe, device, dtype)
+    opened = open_any(model, recipe, device, dtype, note)
     if named and not opened.calibrated and not baseline:
         raise InvalidInput(f"Plans are for artifacts, which {model} is not; with --baseline it is rounded by them.")
     _check_options(opened, options, original, kv_bits)
     judge = opened.task.judge(opened.model, opened.processor, data, options, note=note)
-    before = None if original is None else open_original(original, opened.model)
+    before = None if original is None else open_original(original, opened.model, note)
     chosen = () if wanted is None and plans else wanted or _calibrated(opened)
     twin = None if before is None or not opened.calibrated else roundable_twin(before, opened.model)
     measured = Measured(named, opened.calibrated, baseline, before, twin, opened.stored)
