@@ -32,6 +32,8 @@ def evaluate(
 ) -> Evaluation | AccuracyEvaluation:
     """Measure perplexity, or of an image classifier accuracy, at each precision, beside full precision.
 
+    Full precision of an artifact with a store is its 8-bit master; `original` compares with the model itself.
+
     Args:
         model: the directory of an artifact; a model by `quept.load`, which is measured as it was loaded; or a plain
             Hugging Face model, of which full precision and rounding are measured.

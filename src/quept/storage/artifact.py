@@ -56,7 +56,8 @@ def load(
 
     Args:
         directory: Directory that `quept calibrate` wrote. The original model is not needed.
-        precision: Bits or plan to start at; None is full precision. See `set_precision`.
+        precision: Bits or plan to start at; None is the master, of 8 bits in a store, else full precision. See
+            `set_precision`.
         device: `auto` (CUDA if there is one), `cpu`, `cuda`, or one CUDA device such as `cuda:1`.
         dtype: Dtype of the weights; None keeps the checkpoint's.
         memory_budget: Bytes for the cache of derived weights, which drops the least recently used ones first; None
