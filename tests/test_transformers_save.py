@@ -132,6 +132,33 @@ def test_copies_casts_and_pickles_save_what_they_are(artifacts, windows, tmp_pat
     assert torch.equal(logits(reopened(again, tmp_path / "again"), windows), logits(plain, windows))
 
 
+@pytest.mark.parametrize(
+    "device_map", ["auto", "cpu", torch.device("cpu"), {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}]
+)
+def test_a_device_map_to_one_device_is_taken(artifacts, windows, device_map):
+    expected = quept.load(artifacts / "paper", 4)
+    model = quept.load(artifacts / "paper", 4, device_map=device_map)
+    assert model.device == torch.device("cuda:0" if device_map == "auto" and torch.cuda.is_available() else "cpu")
+    torch.testing.assert_close(logits(model, windows.to(model.device)).cpu(), logits(expected, windows))
+
+
+@pytest.mark.parametrize(
+    ("device_map", "message"),
+    [
+        ({"model.layers.0": 0, "model.layers.1": 1}, "several devices"),
+        ({"model": "cpu", "lm_head": "disk"}, "several devices"),
+        ({}, "several devices"),
+        ("balanced", "several devices"),
+        ({"": "disk"}, "several devices"),
+        ("tpu", "not known"),
+        (99, "cuda:99"),
+    ],
+)
+def test_a_device_map_to_several_devices_or_to_none_is_told(tmp_path, device_map, message):
+    with pytest.raises(InvalidInput, match=message):
+        quept.load(tmp_path, device_map=device_map)
+
+
 def test_calibrating_a_model_in_memory_leaves_it_as_it_was(tiny_model, windows, tmp_path):
     model = tiny_model("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
