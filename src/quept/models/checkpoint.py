@@ -18,7 +18,15 @@ from transformers import AutoConfig, AutoTokenizer
 
 from quept.errors import CalibrationFailed, InvalidInput
 from quept.models.agreement import check_agreement, check_dtypes, check_family
-from quept.models.files import CONFIG, check_directory, find_file, is_a_file, read_headers, unread_files
+from quept.models.files import (
+    CONFIG,
+    check_directory,
+    convert_pickles,
+    find_file,
+    is_a_file,
+    read_headers,
+    unread_files,
+)
 
 NO_CODE = (
     "needs code that the checkpoint carries (auto_map); quept never runs such code, which could do anything on this "
@@ -83,6 +91,11 @@ def open_weights(
                 adapter_kwargs={"subfolder": "no-adapter"},  # where peft is installed, it would add one that is beside
             )
     except Exception as error:  # whatever a damaged file makes transformers do
+        if not headers:
+            raise InvalidInput(
+                f"The model {str(source)!r} has no safetensors ({first_line(error)}); "
+                f"{convert_pickles(source, auto_class.__name__)}"
+            ) from None
         raise InvalidInput(
             f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
             f"unaltered ({first_line(error)})."

@@ -166,11 +166,7 @@ def _no_weights(directory: Path, opener: str) -> InvalidInput:
     if files := _files(directory, ".gguf"):
         return _no_gguf(directory / files[0])
     if files := _weights(directory, *_PICKLES):
-        return InvalidInput(
-            f"{directory} holds its weights as {files[0]}; quept reads safetensors only, since a pickle can run code "
-            f"when it is opened. If you trust it, convert it once in Python: `from transformers import {opener}; "
-            f"{opener}.from_pretrained({str(directory)!r}).save_pretrained(NEW)`; copy the other files to NEW."
-        )
+        return InvalidInput(f"{directory} holds its weights as {files[0]}; {convert_pickles(directory, opener)}")
     if files := _weights(directory, ".safetensors"):
         return InvalidInput(
             f"{directory} holds {files[0]}, but neither {SINGLE} nor {INDEX}; rename the file to {SINGLE} if it is the "
@@ -180,6 +176,15 @@ def _no_weights(directory: Path, opener: str) -> InvalidInput:
         return InvalidInput(f"{directory} holds its weights as {files[0]}; quept reads safetensors only: convert them.")
     return InvalidInput(
         f"{directory} holds no weights: there is neither {SINGLE} nor {INDEX}; download the model again."
+    )
+
+
+def convert_pickles(source: str | Path, opener: str) -> str:
+    """Return why pickles are not read, and how transformers' class `opener` converts them."""
+    return (
+        "quept reads safetensors only, since a pickle can run code when it is opened. If you trust it, convert it once "
+        f"in Python: `from transformers import {opener}; {opener}.from_pretrained({str(source)!r}).save_pretrained(NEW)`; "
+        "copy the other files to NEW."
     )
 
 
