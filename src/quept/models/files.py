@@ -183,8 +183,8 @@ def convert_pickles(source: str | Path, opener: str) -> str:
     """Return why pickles are not read, and how transformers' class `opener` converts them."""
     return (
         "quept reads safetensors only, since a pickle can run code when it is opened. If you trust it, convert it once "
-        f"in Python: `from transformers import {opener}; {opener}.from_pretrained({str(source)!r}).save_pretrained(NEW)`; "
-        "copy the other files to NEW."
+        f"in Python: `from transformers import {opener}; "
+        f"{opener}.from_pretrained({str(source)!r}).save_pretrained(NEW)`; copy the other files to NEW."
     )
 
 

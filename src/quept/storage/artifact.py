@@ -70,8 +70,7 @@ def load(
         exact: Multiply packed weights by unrounded activations. Otherwise, if few tokens run at a time, these are
             rounded to 8 bits, with a scale per token and 128 channels, which is faster.
         verify: Check the SHA-256 of every file first.
-        device_map: As for `from_pretrained`, instead of `device`: `auto`, a device or its number, or a dictionary. A
-            model is on one device; a map to several is an error.
+        device_map: As for `from_pretrained`, instead of `device`; a map to several devices is an error.
 
     Raises:
         InvalidInput: There is no artifact, it lacks the bit-width, or there is no such device.
