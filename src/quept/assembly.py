@@ -15,6 +15,8 @@ from quept.layers.inputs import OnlineTransform
 from quept.layers.linear import weight_of
 from quept.layers.replace import Layer, LayerFactory, elastic_like, replace_linears
 from quept.models import Architecture, BlockContext, architecture_for
+from quept.models.adapters import Adapters
+from quept.models.plain import PlainCheckpoint
 from quept.transforms import Transform, transforms_of
 
 
@@ -29,6 +31,9 @@ def make_elastic(model: Any, recipe: Recipe, architecture: Architecture | None =
     for index, block in enumerate(architecture.block_list(model)):
         assemble(block, BlockContext.of(architecture, model, index, recipe), recipe, transforms, elastic_like)
     assemble_outer(model, architecture, recipe)
+    transformed = any(each.enabled for each in (recipe.rotation, recipe.smoothing, recipe.reparameterization))
+    model.peft_config = Adapters(str(model.name_or_path), transformed)  # PEFT asks it what to put beside a linear
+    model.hf_quantizer = PlainCheckpoint(rotated=recipe.rotation.enabled)  # `save_pretrained` asks it what to write
 
 
 def assemble(

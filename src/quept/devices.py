@@ -1,6 +1,6 @@
 """The device that computation runs on, and the number of CPU threads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -29,6 +29,24 @@ def choose_device(name: str | torch.device) -> torch.device:
             f"The device is {name}, but PyTorch finds {torch.cuda.device_count()} CUDA devices; choose auto or cpu."
         )
     return torch.device(name)
+
+
+DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
+
+
+def device_of_map(device_map: DeviceMap) -> str:
+    """Return the name of the one device that a device map, as transformers takes them, puts a model on.
+
+    Raises `InvalidInput` for a map to several devices, and for a strategy that spreads a model over them.
+    """
+    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    names = {f"cuda:{each}" if isinstance(each, int) and not isinstance(each, bool) else str(each) for each in places}
+    if len(names) != 1 or names & {"balanced", "balanced_low_0", "sequential", "disk", "meta"}:
+        raise InvalidInput(
+            f"The device_map {device_map!r} puts a model on several devices or spreads it, but a quept model "
+            'is on one: give "auto", a device such as "cuda:0", or {"": device}.'
+        )
+    return names.pop()
 
 
 SHORT = 1 << 19  # an operation whose result has fewer values is not worth splitting between threads

@@ -105,7 +105,7 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
     """
     device, wanted = choose_device(request.device), request.wanted
     given = load_recipe(request.recipe) if isinstance(request.recipe, str | Path) else request.recipe
-    model, processor, architecture = _open(request.source)
+    model, processor, architecture = _open(request.source, note)
     architecture.check(model)
     task = architecture.task
     recipe = load_recipe(task.default_recipe) if given is None else given
@@ -167,14 +167,14 @@ def _drawn(
     return drawn[: count - held_out], drawn[count - held_out : count]
 
 
-def _open(source: Source) -> tuple[Any, Any, Architecture]:
+def _open(source: Source, note: Callable[[str], None]) -> tuple[Any, Any, Architecture]:
     """Return the model, its processor and its architecture; an unknown architecture is reported before weights load."""
     model, processor = source.model, source.processor
     if isinstance(model, str | Path):
         config = read_config(model)
         architecture = architecture_for(config, source.architecture)
         processor = processor or architecture.task.open_processor(model, config)
-        return architecture.task.open_model(model), processor, architecture
+        return architecture.task.open_model(model, note=note), processor, architecture
     if not isinstance(model, PreTrainedModel):
         raise InvalidInput(
             f"The model is a {type(model).__name__}; give the path or Hub name of a Hugging Face model, or a "

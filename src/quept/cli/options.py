@@ -83,7 +83,8 @@ StreamMemory = Annotated[
     float, typer.Option(metavar="GB", help="Hidden states held in memory; beyond it they live in mapped files.")
 ]
 RunBits = Annotated[
-    str | None, typer.Option(help="The precision to run at: 4, w4a8 or w4a4kv4. Default: full precision.")
+    str | None,
+    typer.Option(help="The precision to run at: 4, w4a8 or w4a4kv4. Default: the master, of 8 bits or full precision."),
 ]
 RunPlan = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Run by a plan instead, layer by layer; see quept allocate.")

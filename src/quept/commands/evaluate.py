@@ -32,6 +32,8 @@ def evaluate(
 ) -> Evaluation | AccuracyEvaluation:
     """Measure perplexity, or of an image classifier accuracy, at each precision, beside full precision.
 
+    Full precision of an artifact with a store is its 8-bit master; `original` compares with the model itself.
+
     Args:
         model: the directory of an artifact; a model by `quept.load`, which is measured as it was loaded; or a plain
             Hugging Face model, of which full precision and rounding are measured.
@@ -46,7 +48,7 @@ def evaluate(
         device: `auto`, `cpu` or `cuda`, for a path.
         dtype: `auto`, `float32`, `bfloat16` or `float16`, for a path.
         progress: told what is measured, units done and in total.
-        note: told of data that could not be read.
+        note: told of data that could not be read, and of what is left out of a plain model.
 
     Raises `InvalidInput` for what cannot be opened, and for precisions that were not calibrated.
     """
@@ -56,12 +58,12 @@ def evaluate(
         )
     named = {str(path): PrecisionPlan.read(path) for path in plans}
     wanted = read_precisions(bits)
-    opened = open_any(model, recipe, device, dtype)
+    opened = open_any(model, recipe, device, dtype, note)
     if named and not opened.calibrated and not baseline:
         raise InvalidInput(f"Plans are for artifacts, which {model} is not; with --baseline it is rounded by them.")
     _check_options(opened, options, original, kv_bits)
     judge = opened.task.judge(opened.model, opened.processor, data, options, note=note)
-    before = None if original is None else open_original(original, opened.model)
+    before = None if original is None else open_original(original, opened.model, note)
     chosen = () if wanted is None and plans else wanted or _calibrated(opened)
     twin = None if before is None or not opened.calibrated else roundable_twin(before, opened.model)
     measured = Measured(named, opened.calibrated, baseline, before, twin, opened.stored)

@@ -49,7 +49,7 @@ class PlanEvaluator:
         return search_target(self.model, drawn)
 
     def quality(self, precision: PrecisionLike) -> float:
-        """Return the metric at a precision or plan; parts that it does not name run at full precision."""
+        """Return the metric at a precision or plan; parts that it does not name run on their master."""
         self.plans += 1
         with at_precision(self.model, None), at_precision(self.model, precision):
             return self._judge.quality(self.model, f"plan {self.plans}", self.progress)

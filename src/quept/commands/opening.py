@@ -14,6 +14,7 @@ from quept.formats.dtypes import DTYPES
 from quept.layers.tensors import copy_sharing
 from quept.models import Task, architecture_of, open_model
 from quept.models.checkpoint import cast_parameters
+from quept.models.task import Note
 from quept.recipes import load_recipe
 from quept.storage import is_artifact, load
 from quept.storage.manifest import Manifest
@@ -30,12 +31,13 @@ class Opened:
     stored: torch.dtype
 
 
-def open_any(model: Any, recipe: str | None, device: str, dtype: str) -> Opened:
+def open_any(model: Any, recipe: str | None, device: str, dtype: str, note: Note = lambda text: None) -> Opened:
     """Open an artifact, or a plain Hugging Face model with its linears made elastic but not calibrated.
 
     A model by `quept.load` is taken as it is, on its device and in its dtype. `recipe` gives a plain model's
-    granularity; None takes its task's default. Raises `InvalidInput` for a model that cannot be opened, and for a
-    recipe beside an artifact.
+    granularity; None takes its task's default. `note` is told what is left out of a plain model.
+
+    Raises `InvalidInput` for a model that cannot be opened, and for a recipe beside an artifact.
     """
     where = choose_device(device)
     exact = choose_dtype(dtype, where)
@@ -45,16 +47,16 @@ def open_any(model: Any, recipe: str | None, device: str, dtype: str) -> Opened:
         loaded = load(model, device=where, dtype=exact, packed=False) if isinstance(model, str | Path) else model
         manifest = manifest_of(loaded)
         return Opened(loaded, task_of(loaded), open_processor(loaded), True, DTYPES[manifest.dtype])
-    plain = open_model(model)
+    plain = open_model(model, note=note)
     task = architecture_of(plain.config.model_type).task
     stored = plain.dtype
     _make_roundable(cast_parameters(plain, exact or stored).to(where), load_recipe(recipe or task.default_recipe))
     return Opened(plain, task, task.open_processor(model, plain.config), False, stored)
 
 
-def open_original(source: str | Path, beside: Any) -> Any:
+def open_original(source: str | Path, beside: Any, note: Note = lambda text: None) -> Any:
     """Open the model to compare predictions with, on the device and in the dtype of the one beside it."""
-    return cast_parameters(open_model(source), beside.dtype).to(beside.device)
+    return cast_parameters(open_model(source, note=note), beside.dtype).to(beside.device)
 
 
 def roundable_twin(original: Any, beside: Any) -> Any:

@@ -37,6 +37,7 @@ class Precision:
     def parse(cls, given: "int | str | Precision | None") -> Self:
         """Read `4`, `"w4a8"`, `"w4a4kv4"`, `"4kv4"`, `"kv4"` or None, all at full precision; so are 16 bits.
 
+        Full precision of weights is their master, which in an artifact with a store has 8 bits.
         Where weights or activations are named, the other is at full precision unless it is named as well. Raises
         `InvalidInput` for anything else.
         """

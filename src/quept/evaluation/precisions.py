@@ -81,7 +81,7 @@ def evaluate_precisions(
     Args:
         model: an elastic model, as `quept.load` returns it.
         tokens: the stream to predict, `(tokens,)`.
-        precisions: the precisions to measure; parts that one does not name run at full precision.
+        precisions: the precisions to measure; parts that one does not name run on their master.
         plans: plans to measure as well, by name.
         sequence_length: tokens per window, see `perplexity`.
         stride: tokens between the starts of windows.

@@ -88,7 +88,7 @@ class ElasticLinear(FrozenWeight, Adjustable[LinearSetting]):
 
     @property
     def bits(self) -> int | None:
-        """Bit-width of the weight in force; None is full precision. Setting it sets the default for all threads."""
+        """Bit-width of the weight in force; None is the master. Setting it sets the default for all threads."""
         return self.setting.bits
 
     @bits.setter

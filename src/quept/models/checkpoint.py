@@ -1,6 +1,7 @@
 """Opening Hugging Face checkpoints: safetensors only, never remote code, every failure explained."""
 
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -17,55 +18,92 @@ from transformers import AutoConfig, AutoTokenizer
 
 from quept.errors import CalibrationFailed, InvalidInput
 from quept.forks import fork_safe_lock
+from quept.models.agreement import check_agreement, check_dtypes, check_family
 from quept.models.building import building
+from quept.models.files import (
+    CONFIG,
+    check_directory,
+    convert_pickles,
+    find_file,
+    is_a_file,
+    read_headers,
+    unread_files,
+)
+
+NO_CODE = (
+    "needs code that the checkpoint carries (auto_map); quept never runs such code, which could do anything on this "
+    "machine. Give a model of a family that transformers itself has."
+)
 
 
 def read_config(source: str | Path) -> Any:
-    """Return the configuration of a local or Hub model; raises `InvalidInput` if there is none or it is quantized."""
+    """Return the configuration of a local or Hub model.
+
+    Raises `InvalidInput` if there is none, if only code in the checkpoint could read it, or if the model is quantized.
+    """
     where = Path(source)
     if where.exists() and not where.is_dir():
-        raise InvalidInput(f"The model {source} is a file; give the directory of a Hugging Face model, or a Hub name.")
+        raise is_a_file(where)
     if not where.exists() and (where.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise InvalidInput(f"There is no model directory {source}; check the path, or give a Hub name like org/model.")
+    if where.is_dir():
+        check_directory(where)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, local_files_only=where.is_dir())
     except Exception as error:  # whatever a damaged file makes transformers do
+        if has_own_code(source, CONFIG):
+            raise InvalidInput(f"The model {str(source)!r} {NO_CODE}") from None
         raise InvalidInput(
             f"The model {str(source)!r} cannot be opened: it is neither a directory with a config.json that "
             f"transformers understands nor a reachable Hub model ({first_line(error)})."
         ) from None
-    if getattr(config, "quantization_config", None):
-        raise InvalidInput(f"The model {str(source)!r} is quantized already; give the model it was made from.")
+    for part in (config, config.get_text_config()):
+        _leave_unquantized(part, source)
     return config
 
 
-def open_weights(auto_class: Any, source: str | Path, dtype: torch.dtype | None = None) -> Any:
+def open_weights(
+    auto_class: Any,
+    source: str | Path,
+    dtype: torch.dtype | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Any:
     """Return a model in evaluation mode, in its checkpoint's dtype unless another is given.
 
-    `auto_class` is the Auto class of transformers to open it with. Weights come from safetensors alone; a checkpoint
-    that lacks any is refused rather than filled with noise.
+    `auto_class` is the Auto class of transformers to open it with. Weights come from safetensors alone. A model that is
+    not what the checkpoint holds is refused: nothing is filled with noise, and nothing is dropped but what is known to
+    be harmless, which `note` is told.
     """
+    config = read_config(source)
+    check_family(config, source)
+    headers = read_headers(source, auto_class.__name__)
+    check_dtypes(headers, source)
     try:
         with building(), quiet():
             model, report = auto_class.from_pretrained(
                 str(source),
+                config=config,
                 dtype=dtype or "auto",
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=Path(source).is_dir(),
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are reported: see `check_agreement`
+                adapter_kwargs={"subfolder": "no-adapter"},  # where peft is installed, it would add one that is beside
             )
     except Exception as error:  # whatever a damaged file makes transformers do
+        if not headers:
+            raise InvalidInput(
+                f"The model {str(source)!r} has no safetensors ({first_line(error)}); "
+                f"{convert_pickles(source, auto_class.__name__)}"
+            ) from None
         raise InvalidInput(
             f"The weights of {str(source)!r} cannot be loaded; quept reads safetensors only, whole and "
             f"unaltered ({first_line(error)})."
         ) from None
-    if missing := sorted(report["missing_keys"]):
-        raise InvalidInput(
-            f"The checkpoint {str(source)!r} lacks {len(missing)} weights of its architecture, among them "
-            f"{missing[0]}; download it again."
-        )
+    for text in (*check_agreement(model, report, headers, source), *_unread(model, source)):
+        note(text)
     return model.eval()
 
 
@@ -77,6 +115,8 @@ def open_tokenizer(source: str | Path) -> Any:
                 str(source), trust_remote_code=False, local_files_only=Path(source).is_dir()
             )
     except Exception as error:  # whatever a damaged file makes transformers do
+        if has_own_code(source, "tokenizer_config.json"):
+            raise InvalidInput(f"The tokenizer of {str(source)!r} {NO_CODE}") from None
         raise InvalidInput(
             f"The model {str(source)!r} has no tokenizer that transformers can load ({first_line(error)})."
         ) from None
@@ -165,6 +205,40 @@ def _silence() -> Callable[[], None]:
             ours.enable_progress_bar()
 
     return restore
+
+
+def has_own_code(source: str | Path, name: str) -> bool:
+    """Return whether a file of settings, such as `config.json`, names code in the checkpoint (`auto_map`)."""
+    try:
+        found = find_file(source, name)
+        settings = None if found is None else json.loads(found.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("auto_map"))
+
+
+def _leave_unquantized(config: Any, source: str | Path) -> None:
+    """Remove settings of a quantization that quantizes nothing; raises `InvalidInput` for any other quantization."""
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return
+    given = settings if isinstance(settings, dict) else settings.to_dict()
+    switches = [given[name] for name in ("load_in_8bit", "load_in_4bit") if name in given]
+    if not switches or any(switches) or given.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        raise InvalidInput(f"The model {str(source)!r} is quantized already; give the model it was made from.")
+    del config.quantization_config
+
+
+def _unread(model: Any, source: str | Path) -> Iterator[str]:
+    """Yield what lies in the checkpoint and was not used: code, adapters, further shards."""
+    if getattr(model.config, "auto_map", None):
+        yield (
+            f"The code that the checkpoint carries (auto_map) is not run; the model is the {type(model).__name__} of "
+            f"{type(model).__module__.partition('.')[0]}."
+        )
+    if files := unread_files(source):
+        others = f", nor are {len(files) - 1} others" if files[1:] else ""
+        yield f"The checkpoint's file {files[0]} is not read{others}."
 
 
 def _bytes(tensor: Tensor) -> Any:

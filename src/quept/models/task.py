@@ -62,9 +62,12 @@ class Task(ABC):
     keeps_keys_values: ClassVar[bool]
     foreign_options: ClassVar[tuple[str, ...]] = ()
 
-    def open_model(self, source: str | Path, dtype: torch.dtype | None = None) -> Any:
-        """Return a checkpoint's model in evaluation mode, in its own dtype unless another is given."""
-        return open_weights(self.model_class, source, dtype)
+    def open_model(self, source: str | Path, dtype: torch.dtype | None = None, note: Note = lambda text: None) -> Any:
+        """Return a checkpoint's model in evaluation mode, in its own dtype unless another is given.
+
+        `note` is told what the checkpoint holds and the model does without.
+        """
+        return open_weights(self.model_class, source, dtype, note)
 
     @abstractmethod
     def open_processor(self, source: str | Path, config: Any) -> Any:

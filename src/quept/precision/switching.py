@@ -23,7 +23,10 @@ from quept.precision.parts import Parts
 
 
 def set_precision(model: nn.Module, precision: PrecisionLike, *, strict: bool = True) -> None:
-    """Run `model` at a bit-width, by a plan, or (None) at full precision, from the next forward pass on.
+    """Run `model` at a bit-width, by a plan, or (None) on its master, from the next forward pass on.
+
+    The master of an artifact with a store, as the recipe `best` makes them, has 8 bits; without a store it is the
+    weight at full precision. Activations, keys and values are at full precision beside it.
 
     Bits are a number, for weights and for the activations that were calibrated with them, or say what they are of:
     `"w4a8"`, `"w4a4kv4"`, `"kv4"`. Parts that are not named stay as they are, and so does the key-value cache of a
@@ -64,7 +67,7 @@ def rounded_to_nearest(model: nn.Module, precision: PrecisionLike) -> Iterator[N
     """Run the enclosed code with plain rounding to nearest, the baseline, at the same granularity, in this thread
     alone.
 
-    Parts that `precision` does not name run at full precision; keys and values are quantized as ever.
+    Parts that `precision` does not name run on their master; keys and values are quantized as ever.
     """
     parts = Parts.of(model)
     settings = parts.settings(precision)

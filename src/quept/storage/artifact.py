@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from quept.assembly import make_elastic
 from quept.attention import ATTRIBUTE
 from quept.config import MAX_BITS, Recipe
-from quept.devices import choose_device
+from quept.devices import DeviceMap, choose_device, device_of_map
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
 from quept.files import refusal
 from quept.formats.dtypes import DTYPES
@@ -52,12 +52,14 @@ def load(
     packed: bool | None = None,
     exact: bool = False,
     verify: bool = True,
+    device_map: DeviceMap = None,
 ) -> Any:
     """Load an artifact as a transformers model that runs at any of its bit-widths.
 
     Args:
         directory: Directory that `quept calibrate` wrote. The original model is not needed.
-        precision: Bits or plan to start at; None is full precision. See `set_precision`.
+        precision: Bits or plan to start at; None is the master, of 8 bits in a store, else full precision. See
+            `set_precision`.
         device: `auto` (CUDA if there is one), `cpu`, `cuda`, or one CUDA device such as `cuda:1`.
         dtype: Dtype of the weights; None keeps the checkpoint's.
         memory_budget: Bytes for the cache of derived weights, which drops the least recently used ones first; None
@@ -69,16 +71,18 @@ def load(
         exact: Multiply packed weights by unrounded activations. Otherwise, if few tokens run at a time, these are
             rounded to 8 bits, with a scale per token and 128 channels, which is faster.
         verify: Check the SHA-256 of every file first.
+        device_map: As for `from_pretrained`, instead of `device`; a map to several devices is an error.
 
     Raises:
-        InvalidInput: There is no artifact, or it lacks the bit-width.
+        InvalidInput: There is no artifact, it lacks the bit-width, or there is no such device.
         CorruptArtifact: The artifact is damaged or of an unknown format version.
     """
+    where = choose_device(device if device_map is None else device_of_map(device_map))
     directory = Path(directory).expanduser().resolve()
     manifest = read_manifest(directory, verify=verify)
     model = open_skeleton(directory, manifest)
     _fill(model, read_shards(directory / name for name in manifest.shards()), cast_to=dtype, verify=verify)
-    model.to(choose_device(device)).eval()
+    model.to(where).eval()
     model.requires_grad_(False)
     layers = elastic_linears(model).values()
     on_cpu = next(iter(layers)).device.type == "cpu"
@@ -103,12 +107,13 @@ def save(model: Any, directory: str | Path) -> None:
     """Write a model that `load` returned as an artifact; loading that gives an equal model.
 
     Raises:
-        InvalidInput: The model was not loaded by `load`, or `directory` is not empty.
+        InvalidInput: The model was not loaded by `load`, it has adapters, or `directory` is not empty.
         QueptError: A file cannot be written.
     """
     manifest: Manifest | None = getattr(model, "quept_manifest", None)
     if manifest is None:
         raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load; only such models can be saved.")
+    _check_unwrapped(model)
     target = Path(directory).expanduser().resolve()
     partial = target.with_name(f"{target.name}.partial")
     for path in (target, partial):
@@ -142,6 +147,17 @@ def save(model: Any, directory: str | Path) -> None:
         raise QueptError(refusal(target, error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_unwrapped(model: Any) -> None:
+    """Raise `InvalidInput` where something stands in the place of an elastic linear, as PEFT's adapters do."""
+    places = dict(model.named_modules(remove_duplicate=False))
+    for path, layer in elastic_linears(model).items():
+        if places.get(path) is not layer:
+            raise InvalidInput(
+                f"The model has an adapter at {path}; an artifact holds none. Save the adapter by its own "
+                "save_pretrained; the artifact has not changed."
+            )
 
 
 def skeleton(config: Any, recipe: Recipe, dtype: torch.dtype, architecture: Architecture | None = None) -> Any:
