@@ -191,3 +191,34 @@ def test_a_measurement_of_a_loaded_model_names_its_samples(place, windows, tmp_p
         sequence_length=16,
     )
     assert again == SensitivityTable.read(place / "table.json")
+
+
+def test_a_plan_that_measures_worse_than_a_uniform_one_is_not_returned(place, tmp_path):
+    table = quept.commands.open_table(place / "table.json", place / "artifact")
+    # The last shall be first: what the table calls harmless does the most harm.
+    upside_down = {path: {bits: 10 - error for bits, error in each.items()} for path, each in table.parts.items()}
+    wrong = table.updated(parts=upside_down, pairs=())
+    notes = []
+    trusted = quept.allocate(place / "artifact", wrong, average_bits=12, measured=False)
+    assert not trusted.tried
+    assert set(trusted.plan.bits.values()) == {2}
+    found = quept.allocate(place / "artifact", wrong, average_bits=12, note=notes.append)
+    assert set(found.plan.bits.values()) == {found.instead} == {8}
+    assert found.tried[-1].value == min(each.value for each in found.tried)
+    assert any("Uniform 8 bits measure better than the plan that was found" in text for text in notes)
+    assert [round(each.allocation.mean_bits) for each in found.tried] == [2, 2, 4, 8]
+    right = quept.allocate(place / "artifact", table, average_bits=6)
+    assert right.instead is None
+    assert right.tried[-1].allocation.plan == right.plan
+
+
+def test_a_plan_that_cannot_be_measured_says_so(place):
+    table = quept.commands.open_table(place / "table.json", place / "artifact")
+    for data, reason in (("samples", "it was in memory"), ("gone.txt", "gone.txt")):
+        notes = []
+        elsewhere = table.updated(origin=table.origin.updated(data=data))
+        found = quept.allocate(place / "artifact", elsewhere, average_bits=6, note=notes.append)
+        assert not found.tried
+        (note,) = notes
+        assert note.startswith("The plan is not measured beside uniform bit-widths")
+        assert reason in note

@@ -11,18 +11,25 @@ from quept.layers.size import full_precision_bytes, packed_bytes, resident_bytes
 from quept.models import Architecture, BlockContext, architecture_of
 from quept.precision import elastic_linears
 from quept.storage import load
+from quept.storage.decisions import describe
 from quept.storage.manifest import Manifest
 from quept.transforms import transforms_of
 
 
 @dataclass(frozen=True)
 class BitsInfo:
-    """One bit-width: bytes of the packed model and of resident weights, and the blocks' error relative to rounding."""
+    """One bit-width: bytes of the packed model and of resident weights, and what calibration gained.
+
+    `error_ratio` is the blocks' error relative to rounding, `prediction_ratio` that of the predictions on held-out
+    samples, None where it was not measured; `kept` says in words what is kept of what was learned.
+    """
 
     bits: int
     bytes: int
     resident_bytes: int
     error_ratio: float
+    prediction_ratio: float | None
+    kept: str
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def _described(model: Any, manifest: Manifest, bits: int) -> BitsInfo:
     # Ratios first: the last block's error may be of another kind than the others'.
     ratios = [error.calibrated / error.rounding if error.rounding else 1.0 for error in errors]
     ratio = sum(ratios) / len(ratios) if ratios else 1.0
-    return BitsInfo(bits, packed_bytes(model, bits, model.dtype), resident_bytes(model, bits), ratio)
+    predictions = next((each.ratio for each in manifest.prediction_errors if each.bits == bits), None)
+    sizes = packed_bytes(model, bits, model.dtype), resident_bytes(model, bits)
+    return BitsInfo(bits, *sizes, ratio, predictions, describe(errors, bits))
 
 
 def _notes(model: Any, manifest: Manifest) -> list[str]:

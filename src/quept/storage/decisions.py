@@ -36,5 +36,20 @@ def keep_all(model: Any, manifest: Manifest) -> None:
         keep(decided, layers, quantizers_of(layers, _inside(block, operands)), manifest.recipe.activations)
 
 
+def describe(decisions: Iterable[BlockError], bits: int) -> str:
+    """Return in a few words what is kept at a bit-width: `learned`, `rounding`, or in how many blocks which."""
+    found = [each for each in decisions if each.bits == bits]
+    rounded = sum(each.is_baseline for each in found)
+    whole = sum(each.ranges == "whole" and not each.is_baseline for each in found)
+    if rounded == len(found):
+        return "rounding"
+    parts = ["learned"]
+    if rounded:
+        parts.append(f"rounding in {rounded} of {len(found)} blocks")
+    if whole:
+        parts.append(f"whole ranges in {whole} of {len(found)}")
+    return ", ".join(parts)
+
+
 def _inside(block: str, parts: Mapping[str, Any]) -> list[Any]:
     return [part for path, part in parts.items() if path.startswith(f"{block}.")]

@@ -77,6 +77,11 @@ class PredictionError(Value):
     rounding: float
     calibrated: float
 
+    @property
+    def ratio(self) -> float | None:
+        """Return the divergence relative to rounding's; None where rounding has none."""
+        return self.calibrated / self.rounding if self.rounding else None
+
 
 class Judgement(NamedTuple):
     """What is kept of a calibration: of each block at each bit-width, and what that makes of the predictions."""

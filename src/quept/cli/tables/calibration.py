@@ -5,19 +5,28 @@ from rich.console import Console
 from quept.calibration import Report
 from quept.cli.console import show_table
 from quept.cli.progress import Display
+from quept.storage.decisions import describe
+from quept.storage.manifest import PredictionError
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the blocks' mean errors at each bit-width, rounded and calibrated."""
-    rows = []
-    for bits in report.manifest.recipe.bits:
-        errors = [error for error in report.manifest.block_errors if error.bits == bits]
+    """Print the blocks' mean errors at each bit-width, rounded and calibrated, and what is kept."""
+    rows, manifest = [], report.manifest
+    for bits in manifest.recipe.bits:
+        errors = [error for error in manifest.block_errors if error.bits == bits]
         rounding = sum(error.rounding for error in errors) / len(errors)
         calibrated = sum(error.calibrated for error in errors) / len(errors)
         ratio = calibrated / rounding if rounding else 1.0
-        rows.append((report.manifest.recipe.label(bits), f"{rounding:.4g}", f"{calibrated:.4g}", f"{ratio:.2f}"))
-    title = "Mean error of the blocks against full precision"
-    show_table(console, title, ("bits", "rounding", "calibrated", "ratio"), rows)
+        predictions = next((each for each in manifest.prediction_errors if each.bits == bits), None)
+        figures = (f"{rounding:.4g}", f"{calibrated:.4g}", f"{ratio:.2f}", predicted(predictions))
+        rows.append((manifest.recipe.label(bits), *figures, describe(manifest.block_errors, bits)))
+    title = "Errors against full precision on held-out samples: the blocks' mean, and KL divergence of the predictions"
+    show_table(console, title, ("bits", "rounding", "calibrated", "ratio", "KL ratio", "kept"), rows)
+
+
+def predicted(error: PredictionError | None) -> str:
+    """Return the predictions' error relative to rounding's; `-` where an earlier version did not measure it."""
+    return "-" if error is None or error.ratio is None else f"{error.ratio:.2f}"
 
 
 class CalibrationDisplay:

@@ -20,10 +20,14 @@ def show(info: ArtifactInfo, console: Console) -> None:
     for note in info.notes:
         console.print(f"  note: {clean(note)}")
     rows = [
-        (recipe.label(each.bits), size(each.bytes), size(each.resident_bytes), f"{each.error_ratio:.2f}")
+        (
+            *(recipe.label(each.bits), size(each.bytes), size(each.resident_bytes), f"{each.error_ratio:.2f}"),
+            *("-" if each.prediction_ratio is None else f"{each.prediction_ratio:.2f}", each.kept),
+        )
         for each in info.precisions
     ]
-    show_table(console, "Bit-widths", ("bits", "packed size", "resident weights", "block error / rounding's"), rows)
+    headings = ("bits", "packed size", "resident weights", "block error / rounding's", "KL / rounding's", "kept")
+    show_table(console, "Bit-widths", headings, rows)
     console.print(f"Resident at once within {size(info.memory_budget)}: {_listed(info.resident_together)} bits.")
 
 
