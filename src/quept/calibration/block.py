@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -116,7 +117,7 @@ class CalibrationBlock:
         scale, shift = self.folded[path]
         return (rows if shift is None else rows - shift) / scale
 
-    def round_to_stored(self, inputs: Mapping[str, Tensor]) -> None:
+    def round_to_stored(self, inputs: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """Round all weights to what will be stored of them, so that what ships is what is trained.
 
         `inputs` holds rows from in front of the linears, `(tokens, in)`, by path.
