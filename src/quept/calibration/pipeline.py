@@ -80,7 +80,7 @@ def calibrate(
 def run(request: Request, output: Path, resume: bool, stream_memory: int, progress: Progress) -> Report:
     """Fulfil a request; see `calibrate`."""
     clock = Clock(progress.stage)
-    workspace = Workspace(output)
+    workspace = Workspace(output, progress.note)
     workspace.check_free(resume=resume)
     with clock("opening"):
         job = prepare(request, progress.note)

@@ -24,14 +24,8 @@ class ArtifactWriter:
 
     def write_surroundings(self) -> None:
         """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
-        job, folder = self.job, self.workspace.folder
         self.write_outer()
-        job.config.save_pretrained(folder)
-        if getattr(job.model, "generation_config", None) is not None:
-            # Not save_pretrained: it refuses settings that many published checkpoints have.
-            job.model.generation_config.to_json_file(folder / "generation_config.json")
-        if job.processor is not None:
-            job.architecture.task.save_processor(job.processor, folder)
+        self.workspace.write_files(self.job.files)
 
     def write_outer(self) -> None:
         """Write the tensors outside the blocks, again where more of their layers have been quantized."""
@@ -61,7 +55,7 @@ class ArtifactWriter:
             provenance=job.provenance,
             block_errors=judgement.blocks,
             prediction_errors=judgement.predictions,
-            files=self.workspace.files(),
+            files=self.workspace.checked_files(),
         )
         self.workspace.publish(manifest)
         return manifest

@@ -155,10 +155,12 @@ def is_artifact(directory: str | Path) -> bool:
 def record_files(directory: Path) -> dict[str, FileRecord]:
     """Return a record of every file below `directory` except the manifest, by relative name."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(directory).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-        for path in paths
-    }
+    return {path.relative_to(directory).as_posix(): record_of(path) for path in paths}
+
+
+def record_of(path: Path) -> FileRecord:
+    """Return the record of a file."""
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
@@ -187,7 +189,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             "Install a quept that matches, or calibrate again."
         )
     manifest = _understood(data, path)
-    if unlisted := sorted(_read_by_transformers(directory) - manifest.files.keys()):
+    if unlisted := sorted(read_by_transformers(directory) - manifest.files.keys()):
         raise CorruptArtifact(
             f"{directory} holds {unlisted[0]}, which {MANIFEST} does not list; remove it, or copy the artifact again."
         )
@@ -217,7 +219,7 @@ def _understood(data: dict[str, Any], path: Path) -> Manifest:
     return manifest
 
 
-def _read_by_transformers(directory: Path) -> set[str]:
+def read_by_transformers(directory: Path) -> set[str]:
     """Return the files below a directory that transformers may read, by relative name."""
     paths = (path for path in directory.rglob("*") if path.suffix in READ_SUFFIXES and path.name != MANIFEST)
     return {path.relative_to(directory).as_posix() for path in paths}
