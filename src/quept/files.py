@@ -20,6 +20,7 @@ from quept.errors import InvalidInput, QueptError
 
 TEMPORARY = ".writing"
 LARGEST_JSON = 2**25  # bytes: of a plan with as many entries as are allowed, at twice the usual length
+LONGEST_SHOWN = 200  # characters of a path in a message
 MOST_LINKS = 40  # that lead to a file, as in Linux
 
 
@@ -132,6 +133,24 @@ def _write_through(source: Path, path: Path) -> None:
     opened = path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
     with source.open("rb") as content, opened as file:
         shutil.copyfileobj(content, file)
+
+
+def checked_path(path: str | Path, what: str) -> Path:
+    """Return a path that messages call `what` (for example "output") as an absolute one, links followed.
+
+    Raises:
+        InvalidInput: No file can have it: it is too long, its links lead in a circle, or it may not be entered.
+    """
+    try:
+        resolved = Path(path).expanduser().resolve()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(f"{resolved}/.")  # noqa: PTH116 - a path object drops the dot, which asks whether it may be entered
+        return resolved
+    except (OSError, ValueError, RuntimeError) as error:
+        text = repr(str(path))
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"The {what} {shown} is not a path that can be used ({reason}); choose another.") from None
 
 
 class TooLarge(ValueError):

@@ -19,7 +19,7 @@ from torch import Tensor
 from quept.calibration.ledger import LEDGER, Ledger, compare, fingerprint_of, read_ledger
 from quept.calibration.stream import STREAM_PREFIX
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
-from quept.files import TEMPORARY, refusal, replacing
+from quept.files import TEMPORARY, checked_path, explained, refusal, replacing
 from quept.storage.artifact import is_block_shard
 from quept.storage.manifest import (
     MANIFEST,
@@ -42,29 +42,31 @@ class Workspace:
     """
 
     def __init__(self, output: str | Path, note: Callable[[str], None] = lambda text: None) -> None:
-        self.output = Path(output).expanduser().resolve()
+        self.output = checked_path(output, "output")
         if not str(output) or not self.output.name:
             raise InvalidInput(f"The output {str(output)!r} is not the name of a directory; choose another.")
-        self.folder = self.output.with_name(self.output.name + ".partial")
+        self.folder = checked_path(self.output.with_name(self.output.name + ".partial"), "output")
         self._lock = FileLock(self.folder / LOCK)
         self._created, self._note = False, note
         self._ledger = Ledger(fingerprint={}, files={})
 
     def check_free(self, *, resume: bool) -> None:
         """Raise `InvalidInput` if the output is taken, or unfinished work stands in the way of a fresh start."""
-        taken = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
-        if taken and not (resume and is_artifact(self.output)):
-            raise InvalidInput(
-                f"The output {self.output} exists and is not an empty directory; choose another, or remove it."
-            )
-        # Not by name alone: what it holds may be somebody's, and must not be touched.
-        marks = (LEDGER, LOCK, MANIFEST)
-        if self.folder.exists() and not (self.folder.is_dir() and self._is_empty_or_has(marks)):
-            raise InvalidInput(
-                f"{self.folder} is in the way: it holds no unfinished calibration. Move it, or choose another output."
-            )
-        if self.folder.exists() and not resume:
-            raise InvalidInput(f"An unfinished calibration is in {self.folder}; go on with --resume, or remove it.")
+        with explained(self.output):
+            taken = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
+            if taken and not (resume and is_artifact(self.output)):
+                raise InvalidInput(
+                    f"The output {self.output} exists and is not an empty directory; choose another, or remove it."
+                )
+            # Not by name alone: what it holds may be somebody's, and must not be touched.
+            marks = (LEDGER, LOCK, MANIFEST)
+            if self.folder.exists() and not (self.folder.is_dir() and self._is_empty_or_has(marks)):
+                raise InvalidInput(
+                    f"{self.folder} is in the way: it holds no unfinished calibration. Move it, or choose another "
+                    "output."
+                )
+            if self.folder.exists() and not resume:
+                raise InvalidInput(f"An unfinished calibration is in {self.folder}; go on with --resume, or remove it.")
 
     def finished(self, fingerprint: Mapping[str, Any]) -> Manifest | None:
         """Return the manifest of the finished output, if there is one; `InvalidInput` if it is of another run."""

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from quept.config import Bits, Recipe, Value
 from quept.errors import CorruptArtifact, InvalidInput
-from quept.files import replacing, sha256
+from quept.files import checked_path, replacing, sha256
 
 MANIFEST = "quept.json"
 FORMAT_VERSION: Final = 3
@@ -149,7 +149,10 @@ def sealed(data: dict[str, Any]) -> dict[str, Any]:
 
 def is_artifact(directory: str | Path) -> bool:
     """Return whether a directory holds an artifact, of any format version."""
-    return (Path(directory) / MANIFEST).is_file()
+    try:
+        return (Path(directory) / MANIFEST).is_file()
+    except OSError:  # no file can have this path
+        return False
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
@@ -170,6 +173,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
         InvalidInput: There is no artifact in the directory.
         CorruptArtifact: The artifact is damaged or of an unknown format version.
     """
+    checked_path(directory, "artifact")
     directory = Path(directory)
     path = directory / MANIFEST
     if not path.is_file():
@@ -178,6 +182,8 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
         )
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorruptArtifact(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
     except (ValueError, RecursionError) as error:
         raise CorruptArtifact(
             f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again."
