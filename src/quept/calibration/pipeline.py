@@ -22,6 +22,7 @@ from torch import Tensor
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
+from quept.calibration.finite import check_full_precision, checked_errors, checked_output
 from quept.calibration.forward import CompiledForward, EagerForward
 from quept.calibration.held_out import HeldOut, judged
 from quept.calibration.job import DataRequest, Job, Request, Source, prepare
@@ -87,6 +88,8 @@ def run(request: Request, output: Path, resume: bool, stream_memory: int, progre
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(output, manifest)
+    with clock("opening"):
+        check_full_precision(job)
     workspace.open(job.fingerprint)
     try:
         streams = StreamStore(stream_memory, workspace.folder, job.device)
@@ -174,7 +177,7 @@ class _Run:
         block.freeze()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
         with self.tools.clock("judging"):
-            decisions = self.held_out.judge(block, judging)
+            decisions = checked_errors(self.held_out.judge(block, judging), block)
         block.keep(decisions)
         with self.tools.clock("writing"):
             self.writer.write(index, block, decisions)
@@ -203,7 +206,7 @@ class _Run:
         """Return the block's outputs on the full-precision stream, which may not be read any more."""
         with self.tools.clock("full-precision stream"), self.tools.workers.undivided():
             return self.tools.streams.replace(
-                full_precision, self.tools.chunk, lambda rows: block.run(full_precision.read(rows))
+                full_precision, self.tools.chunk, lambda rows: checked_output(block, full_precision.read(rows))
             )
 
     def _read_block(

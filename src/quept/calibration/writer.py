@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.finite import check_tensors
 from quept.calibration.job import Job
 from quept.calibration.outer import OuterLayers
 from quept.calibration.workspace import Workspace
@@ -43,7 +44,9 @@ class ArtifactWriter:
 
     def write(self, index: int, block: CalibrationBlock, errors: Sequence[BlockError]) -> None:
         """Write a frozen block and its errors."""
-        self.workspace.write(self._stem(index), block.tensors(), note=[error.model_dump() for error in errors])
+        tensors = block.tensors()
+        check_tensors(tensors)
+        self.workspace.write(self._stem(index), tensors, note=[error.model_dump() for error in errors])
 
     def publish(self, judgement: Judgement) -> Manifest:
         """Write the manifest, and give the artifact its name."""
