@@ -187,6 +187,12 @@ DAMAGED_BLOCKS = {
     "of another run": (1, lambda partial, other: shutil.copy(other / BLOCKS[1], partial / BLOCKS[1])),
     "outside the blocks": (0, lambda partial, other: flip(partial / BLOCKS[0])),
     "settings": (0, lambda partial, other: flip(partial / "config.json")),
+    "temporary files": (
+        0,
+        lambda partial, other: [
+            (partial / name).write_text("half") for name in (".tmpL9A9hl", f"{BLOCKS[3]}.writing", "stream-abc")
+        ],
+    ),
     "another that was never finished": (0, lambda partial, other: shutil.copy(other / BLOCKS[1], partial / BLOCKS[3])),
 }
 

@@ -199,7 +199,8 @@ class Workspace:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process was writing: temporary files, streams, and shards without a record."""
-        temporary = [*self.folder.glob(f"*{TEMPORARY}"), *self.folder.glob(f"{STREAM_PREFIX}*")]
+        patterns = (f"*{TEMPORARY}", f"{STREAM_PREFIX}*", ".tmp*")  # the last are safetensors' own
+        temporary = [path for pattern in patterns for path in self.folder.glob(pattern)]
         shards = [path for path in self.folder.glob("elastic-*.safetensors") if path.name not in self._ledger.files]
         try:
             for leftover in [*temporary, *shards]:
