@@ -292,7 +292,7 @@ def test_all_that_decides_on_the_result_is_compared_and_what_differs_is_named(un
         with pytest.raises(InvalidInput, match=f"belongs to another calibration: .*{message}"):
             resumed(unfinished, folder, lambda partial, other: before.update(contents(partial)), **change)
         assert contents(folder / "seed-0.partial") == before
-    assert resumed(unfinished, tmp_path / "unchanged") == []
+    assert not [text for text in resumed(unfinished, tmp_path / "unchanged") if "trained again" in text]
 
 
 def test_another_version_is_not_gone_on_with(unfinished, tmp_path, monkeypatch):

@@ -85,11 +85,10 @@ def run(request: Request, output: Path, resume: bool, stream_memory: int, progre
     workspace.check_free(resume=resume)
     with clock("opening"):
         job = prepare(request, progress.note)
+        check_full_precision(job)
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(output, manifest)
-    with clock("opening"):
-        check_full_precision(job)
     workspace.open(job.fingerprint)
     try:
         streams = StreamStore(stream_memory, workspace.folder, job.device)
@@ -254,11 +253,9 @@ class _Run:
         """
         weights = max(sum(parameter.numel() for parameter in block.parameters()) for block in self.blocks)
         tokens = self.tokens * min(self.settings.batch_size, len(self.job.samples))
-        size = getattr(self.job.model.config, "hidden_size", None)
-        hidden = weights**0.5 if size is None else size
+        hidden = getattr(self.job.model.config, "hidden_size", None) or weights**0.5
         kept = int(30 * 4 * tokens * hidden) + 9 * weights
-        groups = sum(map(bool, self.recipe.trained_groups))
-        return WorkerPool.of(self.job.device, groups, kept, int(tokens * hidden))
+        return WorkerPool.of(self.job.device, sum(map(bool, self.recipe.trained_groups)), kept, int(tokens * hidden))
 
     def _enter(self, stem: ModelStem, samples: Tensor, stream: Stream | None = None) -> Stream:
         """Return the stream of the first block's inputs; `stream` is filled with them if it is given."""
