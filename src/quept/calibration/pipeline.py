@@ -101,8 +101,7 @@ def run(request: Request, output: Path, resume: bool, stream_memory: int, progre
     except BaseException:
         workspace.abandon_if_empty()
         raise
-    held = streams.in_memory + streams.in_files
-    return Report(output, manifest, clock.seconds, clock.total, blocks.trained_tokens, held)
+    return Report(output, manifest, clock.seconds, clock.total, blocks.trained_tokens, streams.held)
 
 
 class _Run:

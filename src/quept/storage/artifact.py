@@ -114,11 +114,6 @@ def save(model: Any, directory: str | Path) -> None:
     if manifest is None:
         raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load; only such models can be saved.")
     _check_unwrapped(model)
-    target = Path(directory).expanduser().resolve()
-    partial = target.with_name(f"{target.name}.partial")
-    for path in (target, partial):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InvalidInput(f"The output {path} exists and is not an empty directory; choose another one.")
     target = checked_path(directory, "output")
     partial = checked_path(target.with_name(f"{target.name}.partial"), "output")
     with explained(target):
