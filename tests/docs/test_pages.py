@@ -24,6 +24,7 @@ FILE = re.compile(
 )
 # Files of a model's, an artifact's or a user's own.
 ELSEWHERE = (
+    "calibration.json",
     "config.json",
     "quept.json",
     "generation_config.json",

@@ -147,14 +147,23 @@ def test_modes_of_the_modules_are_restored():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_losses_that_are_not_finite_give_inf(value):
+def test_predictions_that_are_not_finite_are_refused_with_the_layer(value):
     model = tiny_llama()
     with torch.no_grad():
-        model.lm_head.weight.fill_(value)
-    result = perplexity(model, stream(40), sequence_length=16)
-    assert result.value == math.inf
-    assert result.negative_log_likelihood == math.inf
-    assert result.tokens == 37
+        model.lm_head.weight[3] = value
+    with pytest.raises(InvalidInput, match="lm_head, whose weight holds NaN or infinite values, is the first"):
+        perplexity(model, stream(40), sequence_length=16)
+
+
+def test_an_overflow_in_float16_is_refused_with_the_layer_and_its_weight():
+    model = tiny_llama().half()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[1, 2] = 60_000
+        model.model.layers[0].mlp.up_proj.weight.mul_(100)
+    message = r"in float16 are not finite; the output of model\.layers\.0\.mlp\.down_proj, .* 6e\+04 at \[1, 2\]"
+    with pytest.raises(InvalidInput, match=message):
+        perplexity(model, stream(40), sequence_length=16)
+    assert perplexity(model.float(), stream(40), sequence_length=16).value < math.inf
 
 
 def test_a_mean_too_large_for_the_exponential_gives_inf():

@@ -41,7 +41,8 @@ Kind = TypeVar("Kind", bound=nn.Module)
 class CalibrationBlock:
     """A working copy of a block, with the call the model makes to it; the model itself is never touched.
 
-    `trainable` are its linears until `freeze`, `linears` from then on, both by path in the block.
+    `original` is the block as it was given. `trainable` are the copy's linears until `freeze`, `linears` from then on,
+    both by path in the block.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class CalibrationBlock:
             self._stored[name] = torch.promote_types(self._stored[name], torch.float32)
             parameter.data = parameter.data.to(torch.float32)
         self.module.requires_grad_(False)
-        self.path, self.context, self.recipe = context.path, context, recipe
+        self.path, self.context, self.recipe, self.original = context.path, context, recipe, block
         self.call, self.device = call.to(device), device
         self.transforms = transforms_of(recipe)
         self.trainable = assemble(self.module, context, recipe, self.transforms, TrainableLinear.like)

@@ -115,12 +115,12 @@ class HeldOut:
 
     @torch.no_grad()
     def _error(self, objective: Objective, inputs: Stream, run: Callable[[Tensor], Tensor]) -> float:
-        """Return the mean error of what `run` makes of a stream."""
+        """Return the mean error of what `run` makes of a stream, infinite where it is not finite."""
         total = 0.0
         for rows in inputs.chunks(self.tools.chunk):
             error = objective(self._exact.read(rows), rows)
             total += error(run(inputs.read(rows))).item() * (rows.stop - rows.start)
-        return total / inputs.samples
+        return total / inputs.samples if math.isfinite(total) else math.inf  # NaN is less than nothing
 
     def _passed(self, stream: Stream, run: Callable[[Tensor], Tensor]) -> Stream:
         return self.tools.streams.replace(stream, self.tools.chunk, lambda rows: run(stream.read(rows)))

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quept import __version__, ops
+from quept.calibration.fingerprint import facts, settings_files
 from quept.calibration.forward import WORTH_COMPILING
 from quept.calibration.held_out import held_out_count
 from quept.calibration.methods import rounding_method
@@ -81,16 +82,16 @@ class Job:
     stored_dtype: str
     seed: int
     provenance: Provenance
-
-    @property
-    def config(self) -> Any:
-        """The model's configuration, which names its class even where the model was not loaded from a checkpoint."""
-        return _described(self.model)
+    files: Mapping[str, bytes]  # of the artifact, without tensors
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The facts that must agree for a run to be resumed."""
-        return {"recipe": self.recipe.model_dump(mode="json"), **self.provenance.model_dump(mode="json")}
+        """The facts that must agree for a run to be resumed, as JSON values."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            **self.provenance.model_dump(mode="json"),
+            **facts(self.model, self.architecture, self.files),
+        }
 
     def generator(self, block: int, purpose: str) -> torch.Generator:
         """Return a random generator that depends on nothing but seed, block and purpose, so that work can resume."""
@@ -144,6 +145,8 @@ def prepare(request: Request, note: Callable[[str], None]) -> Job:
         stored_dtype,
         request.seed,
         provenance,
+        # With the name of its class, even where the model was not loaded from a checkpoint.
+        settings_files(model, _described(model), processor, task),
     )
 
 

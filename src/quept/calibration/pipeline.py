@@ -22,6 +22,7 @@ from torch import Tensor
 from quept.calibration.block import CalibrationBlock
 from quept.calibration.capture import BlockCall, ModelHead, ModelStem
 from quept.calibration.clock import Clock
+from quept.calibration.finite import check_full_precision, checked_errors, checked_output
 from quept.calibration.forward import CompiledForward, EagerForward
 from quept.calibration.held_out import HeldOut, judged
 from quept.calibration.job import DataRequest, Job, Request, Source, prepare
@@ -80,10 +81,11 @@ def calibrate(
 def run(request: Request, output: Path, resume: bool, stream_memory: int, progress: Progress) -> Report:
     """Fulfil a request; see `calibrate`."""
     clock = Clock(progress.stage)
-    workspace = Workspace(output)
+    workspace = Workspace(output, progress.note)
     workspace.check_free(resume=resume)
     with clock("opening"):
         job = prepare(request, progress.note)
+        check_full_precision(job)
     if manifest := workspace.finished(job.fingerprint):
         progress.note(f"{output} is already complete.")
         return Report(output, manifest)
@@ -99,8 +101,7 @@ def run(request: Request, output: Path, resume: bool, stream_memory: int, progre
     except BaseException:
         workspace.abandon_if_empty()
         raise
-    held = streams.in_memory + streams.in_files
-    return Report(output, manifest, clock.seconds, clock.total, blocks.trained_tokens, held)
+    return Report(output, manifest, clock.seconds, clock.total, blocks.trained_tokens, streams.held)
 
 
 class _Run:
@@ -174,7 +175,7 @@ class _Run:
         block.freeze()
         self.trained_tokens += trained_tokens(self.recipe, self.tokens)
         with self.tools.clock("judging"):
-            decisions = self.held_out.judge(block, judging)
+            decisions = checked_errors(self.held_out.judge(block, judging), block)
         block.keep(decisions)
         with self.tools.clock("writing"):
             self.writer.write(index, block, decisions)
@@ -203,7 +204,7 @@ class _Run:
         """Return the block's outputs on the full-precision stream, which may not be read any more."""
         with self.tools.clock("full-precision stream"), self.tools.workers.undivided():
             return self.tools.streams.replace(
-                full_precision, self.tools.chunk, lambda rows: block.run(full_precision.read(rows))
+                full_precision, self.tools.chunk, lambda rows: checked_output(block, full_precision.read(rows))
             )
 
     def _read_block(
@@ -251,11 +252,9 @@ class _Run:
         """
         weights = max(sum(parameter.numel() for parameter in block.parameters()) for block in self.blocks)
         tokens = self.tokens * min(self.settings.batch_size, len(self.job.samples))
-        size = getattr(self.job.model.config, "hidden_size", None)
-        hidden = weights**0.5 if size is None else size
+        hidden = getattr(self.job.model.config, "hidden_size", None) or weights**0.5
         kept = int(30 * 4 * tokens * hidden) + 9 * weights
-        groups = sum(map(bool, self.recipe.trained_groups))
-        return WorkerPool.of(self.job.device, groups, kept, int(tokens * hidden))
+        return WorkerPool.of(self.job.device, sum(map(bool, self.recipe.trained_groups)), kept, int(tokens * hidden))
 
     def _enter(self, stem: ModelStem, samples: Tensor, stream: Stream | None = None) -> Stream:
         """Return the stream of the first block's inputs; `stream` is filled with them if it is given."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.finite import loss_message
 from quept.calibration.forward import ForwardPass
 from quept.calibration.methods.base import ParameterGroup
 from quept.calibration.mixing import Mixture, draw_mixture
@@ -81,7 +82,7 @@ def reconstruct(
         replica, hidden = replicas[group_pass.group], inputs[group_pass.group].read(rows)
         error = errors[group_pass.half].result
         loss = _loss(replica, hidden, group_pass, trained, error, tools.forward, step / steps)
-        value = _finite(loss.item(), block, group_pass.mixture.bits)
+        value = _finite(loss.item(), replica, hidden, group_pass.mixture.bits)
         scale = first.setdefault(group_pass.mixture.bits, max(value, TINY)) if settings.normalized else 1.0
         return value / scale, torch.autograd.grad(loss / scale, optimizer.trained, allow_unused=True)
 
@@ -206,11 +207,7 @@ def _autocast(hidden: Tensor, half: bool) -> torch.autocast:
     return torch.autocast(hidden.device.type, torch.bfloat16, enabled=half)
 
 
-def _finite(loss: float, block: CalibrationBlock, bits: int) -> float:
+def _finite(loss: float, block: CalibrationBlock, hidden: Tensor, bits: int) -> float:
     if not math.isfinite(loss):
-        raise CalibrationFailed(
-            f"The reconstruction loss of block {block.path} at {bits} bits is {loss}. Lower the learning rates "
-            "(reconstruction.adapter_learning_rate and clipping_learning_rate in the recipe), or leave this bit-width "
-            "out with --bits."
-        )
+        raise CalibrationFailed(loss_message(block, hidden, bits, loss))
     return loss

@@ -61,6 +61,11 @@ class StreamStore:
         self.in_files = 0
         self._lock = threading.Lock()  # streams are rewritten side by side
 
+    @property
+    def held(self) -> int:
+        """Bytes of all streams."""
+        return self.in_memory + self.in_files
+
     def empty(self, samples: int, tokens: int, hidden: int, dtype: torch.dtype) -> Stream:
         """Return a stream of undefined content."""
         count = samples * tokens * hidden

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from quept.calibration.block import CalibrationBlock
+from quept.calibration.finite import check_tensors
 from quept.calibration.job import Job
 from quept.calibration.outer import OuterLayers
 from quept.calibration.workspace import Workspace
@@ -24,14 +25,8 @@ class ArtifactWriter:
 
     def write_surroundings(self) -> None:
         """Write all that is not a block. This comes first, so that what cannot be written fails at once."""
-        job, folder = self.job, self.workspace.folder
         self.write_outer()
-        job.config.save_pretrained(folder)
-        if getattr(job.model, "generation_config", None) is not None:
-            # Not save_pretrained: it refuses settings that many published checkpoints have.
-            job.model.generation_config.to_json_file(folder / "generation_config.json")
-        if job.processor is not None:
-            job.architecture.task.save_processor(job.processor, folder)
+        self.workspace.write_files(self.job.files)
 
     def write_outer(self) -> None:
         """Write the tensors outside the blocks, again where more of their layers have been quantized."""
@@ -49,7 +44,9 @@ class ArtifactWriter:
 
     def write(self, index: int, block: CalibrationBlock, errors: Sequence[BlockError]) -> None:
         """Write a frozen block and its errors."""
-        self.workspace.write(self._stem(index), block.tensors(), note=[error.model_dump() for error in errors])
+        tensors = block.tensors()
+        check_tensors(tensors)
+        self.workspace.write(self._stem(index), tensors, note=[error.model_dump() for error in errors])
 
     def publish(self, judgement: Judgement) -> Manifest:
         """Write the manifest, and give the artifact its name."""
@@ -61,7 +58,7 @@ class ArtifactWriter:
             provenance=job.provenance,
             block_errors=judgement.blocks,
             prediction_errors=judgement.predictions,
-            files=self.workspace.files(),
+            files=self.workspace.checked_files(),
         )
         self.workspace.publish(manifest)
         return manifest

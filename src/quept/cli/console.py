@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quept.errors import InvalidInput, QueptError
-from quept.files import replacing
+from quept.files import checked_path, replacing
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -38,7 +38,10 @@ def clean(text: str) -> str:
 
 def check_target(option: str, path: Path | None) -> None:
     """Raise `InvalidInput` unless a file could be written at `path`; called before the work whose result goes there."""
-    if path is not None and str(path) != "-" and (not path.name or path.is_dir() or not path.parent.is_dir()):
+    if path is None or str(path) == "-":
+        return
+    checked_path(path, option)
+    if not path.name or path.is_dir() or not path.parent.is_dir():
         raise InvalidInput(f"{option} {str(path)!r} is not a file in an existing directory; choose another.")
 
 

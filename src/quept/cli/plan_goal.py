@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quept.errors import InvalidInput
+from quept.files import checked_path, explained
 
 
 def check_goal(goal: Mapping[str, object], front: bool, refine: int, data: str | None) -> bool:
@@ -36,6 +37,8 @@ def read_fixed(written: Sequence[str] | None) -> dict[str, int]:
 
 def make_directory(output: Path) -> None:
     """Make the directory that `--front` writes into; raises `InvalidInput` for a file."""
+    checked_path(output, "output")
     if output.exists() and not output.is_dir():
         raise InvalidInput(f"--output {str(output)!r} is a file; with --front give a directory.")
-    output.mkdir(parents=True, exist_ok=True)
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from quept.errors import InvalidInput
 from quept.evaluation import AccuracyEvaluation, Evaluation
 from quept.evaluation.judges import DataOptions
 from quept.evaluation.judges import Report as MeasuringReport
+from quept.files import checked_path, explained
 from quept.recipes import load_recipe
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -151,12 +152,15 @@ def demo(
 def _clear(output: Path) -> None:
     """Make room in `output`: remove what an earlier demonstration wrote, and refuse anything else."""
     own = {"artifact", "artifact.partial", *PLOTS}
+    checked_path(output, "output")
     if output.exists() and not output.is_dir():
         raise InvalidInput(f"{output} is a file; choose another directory with --output.")
-    entries = {entry.name for entry in output.iterdir()} if output.exists() else set()
+    with explained(output):
+        entries = {entry.name for entry in output.iterdir()} if output.exists() else set()
     if foreign := sorted(entries - own):
         raise InvalidInput(f"{output} holds other files ({foreign[0]}); choose another directory with --output.")
-    for name in entries:
-        entry = output / name
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    output.mkdir(parents=True, exist_ok=True)
+    with explained(output):
+        for name in entries:
+            entry = output / name
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        output.mkdir(parents=True, exist_ok=True)

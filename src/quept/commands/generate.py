@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from quept.commands.opening import manifest_of, open_processor, task_of
 from quept.errors import InvalidInput
+from quept.evaluation.finite import check_finite
 from quept.generation import KeyValueCache, cache_arguments
 from quept.models.checkpoint import quiet as quiet_transformers
 from quept.precision import PrecisionLike, key_values, set_precision
@@ -85,7 +87,8 @@ def generate(
     streamer = None if on_text is None else _Streamer(tokenizer, on_text)
     settings = _settings(model, max_new_tokens, temperature)
     with torch.inference_mode(), quiet_transformers():
-        tokens = model.generate(**inputs, generation_config=settings, streamer=streamer)[0]
+        finite = LogitsProcessorList([_Finite(model, inputs)])
+        tokens = model.generate(**inputs, generation_config=settings, streamer=streamer, logits_processor=finite)[0]
     use = None if cache is None else CacheUse(cache.get_seq_length(), cache.bytes(), cache.bytes_at(torch.bfloat16))
     return Generation(prompt, tokenizer.decode(tokens, skip_special_tokens=True), tuple(tokens.tolist()), use)
 
@@ -159,6 +162,18 @@ def _settings(model: Any, max_new_tokens: int, temperature: float) -> Generation
         pad_token_id=settings.pad_token_id if settings.pad_token_id is not None else ends[0],
     )
     return settings
+
+
+class _Finite(LogitsProcessor):  # type: ignore[misc]
+    """Raises `InvalidInput` for predictions that are NaN, from which the first token would always be chosen."""
+
+    def __init__(self, model: Any, inputs: Any) -> None:
+        self.model, self.ids = model, inputs["input_ids"]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.amax(-1)  # -inf is what other processors give to tokens that are not to be chosen
+        check_finite(self.model, best, lambda: self.model(input_ids=self.ids, use_cache=False))
+        return scores
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]

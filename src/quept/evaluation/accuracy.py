@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quept.errors import InvalidInput
 from quept.evaluation.counts import Accuracy, Comparison, Counts
+from quept.evaluation.finite import check_full_precision
 from quept.evaluation.perplexity import eval_mode
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # pixels (B, C, H, W), labels (B,), as ImageSource.batches yields
@@ -31,8 +32,8 @@ def accuracy(
         progress: Called as (images done, `total`) after each batch.
 
     Raises:
-        InvalidInput: There are no images, no labels, labels that are no classes of the model, or the model's output
-            has no logits of classes.
+        InvalidInput: There are no images, no labels, labels that are no classes of the model, the model's output has
+            no logits of classes, or it overflows at full precision; the layer is named.
     """
     counts = Counts()
     classify = classifier(model)
@@ -83,12 +84,14 @@ def classifier(model: Any) -> Classifier:
     """
 
     def classify(pixels: Tensor) -> Tensor:
-        logits = getattr(model(pixel_values=pixels.to(model.device, model.dtype)), "logits", None)
+        pixels = pixels.to(model.device, model.dtype)
+        logits = getattr(model(pixel_values=pixels), "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise InvalidInput(
                 f"The output of {type(model).__name__} has no logits of shape (images, classes): give a model for "
                 f"image classification."
             )
+        check_full_precision(model, logits, lambda: model(pixel_values=pixels))
         return logits
 
     return classify

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from quept.devices import SHORT, threads, threads_for
 from quept.errors import InvalidInput
+from quept.evaluation.finite import check_full_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,10 +76,11 @@ def perplexity(
         on_logits: Called with the ids `(windows, tokens)` and the logits `(windows, tokens, vocabulary)` of each.
 
     Returns:
-        The perplexity; its value is inf, without an exception, when the model's losses are not finite.
+        The perplexity; its value is inf, without an exception, when the losses of a quantized model are not finite.
 
     Raises:
-        InvalidInput: Too few tokens, or a number out of range.
+        InvalidInput: Too few tokens, a number out of range, or a model that overflows at full precision; the layer is
+            named.
     """
     stride = sequence_length if stride is None else stride
     _check_lengths(model, sequence_length, stride)
@@ -168,7 +170,10 @@ def _negative_log_likelihood(
         for scores, targets in _chunks(logits[index], ids[index], window.first - window.start)
     ]
     # To the CPU first: not every accelerator has float64.
-    return torch.cat(losses).cpu().double().sum().item()
+    total = torch.cat(losses).cpu().double().sum().item()
+    if not math.isfinite(total):
+        check_full_precision(model, logits, lambda: model(input_ids=ids, use_cache=False))
+    return total
 
 
 def _chunks(logits: torch.Tensor, ids: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,5 +1,6 @@
 """A language model's perplexity and size at each precision, compared with full precision and plain rounding."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -169,8 +170,8 @@ class _Original:
         return self._compare
 
     def mean(self) -> float:
-        """Return the KL divergence of this pass, in nats per token."""
-        return self._total / self._predictions
+        """Return the KL divergence of this pass, in nats per token; inf if predictions are not finite."""
+        return self._total / self._predictions if math.isfinite(self._total) else math.inf
 
     def _compare(self, ids: Tensor, logits: Tensor) -> None:
         self._total += total_kl(self._logits(ids).flatten(0, 1), logits.flatten(0, 1))

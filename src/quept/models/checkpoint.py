@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from quept.errors import CalibrationFailed, InvalidInput
+from quept.files import checked_path
 from quept.forks import fork_safe_lock
 from quept.models.agreement import check_agreement, check_dtypes, check_family
 from quept.models.building import building
@@ -41,6 +42,7 @@ def read_config(source: str | Path) -> Any:
 
     Raises `InvalidInput` if there is none, if only code in the checkpoint could read it, or if the model is quantized.
     """
+    checked_path(source, "model")
     where = Path(source)
     if where.exists() and not where.is_dir():
         raise is_a_file(where)

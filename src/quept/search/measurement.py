@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quept.errors import InvalidInput
+from quept.files import checked_path, explained
 from quept.search.expansion import expand
 from quept.search.sensitivity import Progress, measure
 from quept.search.table import Origin, SensitivityTable
@@ -33,11 +34,14 @@ def measure_table(
     Raises `InvalidInput` where `output`, or unfinished work beside it, is of another origin.
     """
     note = note or (lambda text: None)
+    if not checked_path(output, "output").name or not output.name:
+        raise InvalidInput(f"The output {str(output)!r} is not the name of a file; choose another.")
+    partial = output.with_name(output.name + ".partial")
+    checked_path(partial, "output")
     if output.exists():
         table = _same(SensitivityTable.read(output), origin, output)
         note(f"{output} is already complete.")
         return table
-    partial = output.with_name(output.name + ".partial")
     if origin.metric == "gradient":
         expansion = expand(target, progress=progress)
         table = SensitivityTable(origin=origin, parts=expansion.errors()).with_pairs(expansion)
@@ -56,7 +60,8 @@ def measure_table(
         expansion = expand(target, progress=progress)
         table = SensitivityTable(origin=origin, parts=parts).with_pairs(expansion)
     table.write(output)
-    partial.unlink(missing_ok=True)
+    with explained(partial):
+        partial.unlink(missing_ok=True)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quept.evaluation.finite import check_finite
 from quept.layers import ElasticLinear
 from quept.layers.keyvalues import KeyValues
 from quept.layers.passthrough import Passthrough
@@ -79,13 +80,16 @@ class SearchTarget:
 def search_target(model: Any, samples: Tensor) -> SearchTarget:
     """Return the target for a model of a known family and samples as it takes them, `(samples, ...)`.
 
-    Its logits have a row for every prediction that the model's task makes: one per token, or one per image.
+    Its logits have a row for every prediction that the model's task makes: one per token, or one per image. They raise
+    `InvalidInput` that names the layer where they are not finite.
     """
     architecture = architecture_of(model.config.model_type)
     task = architecture.task
 
     def logits(batch: Tensor) -> Tensor:
-        found: Tensor = model(**task.arguments(batch.to(model.device))).logits
+        arguments = task.arguments(batch.to(model.device))
+        found: Tensor = model(**arguments).logits
+        check_finite(model, found, lambda: model(**arguments))
         return found.flatten(0, -2)
 
     batches = torch.split(samples, task.batch_size(samples))

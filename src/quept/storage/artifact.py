@@ -15,7 +15,7 @@ from quept.attention import ATTRIBUTE
 from quept.config import MAX_BITS, Recipe
 from quept.devices import DeviceMap, choose_device, device_of_map
 from quept.errors import CorruptArtifact, InvalidInput, QueptError
-from quept.files import refusal
+from quept.files import checked_path, explained, refusal
 from quept.formats.dtypes import DTYPES
 from quept.formats.paging import page_out
 from quept.layers import ElasticLinear, Execution, learned_names, stored_tensors
@@ -78,7 +78,7 @@ def load(
         CorruptArtifact: The artifact is damaged or of an unknown format version.
     """
     where = choose_device(device if device_map is None else device_of_map(device_map))
-    directory = Path(directory).expanduser().resolve()
+    directory = checked_path(directory, "artifact")
     manifest = read_manifest(directory, verify=verify)
     model = open_skeleton(directory, manifest)
     _fill(model, read_shards(directory / name for name in manifest.shards()), cast_to=dtype, verify=verify)
@@ -114,11 +114,12 @@ def save(model: Any, directory: str | Path) -> None:
     if manifest is None:
         raise InvalidInput(f"This {type(model).__name__} was not loaded by quept.load; only such models can be saved.")
     _check_unwrapped(model)
-    target = Path(directory).expanduser().resolve()
-    partial = target.with_name(f"{target.name}.partial")
-    for path in (target, partial):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InvalidInput(f"The output {path} exists and is not an empty directory; choose another one.")
+    target = checked_path(directory, "output")
+    partial = checked_path(target.with_name(f"{target.name}.partial"), "output")
+    with explained(target):
+        for path in (target, partial):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InvalidInput(f"The output {path} exists and is not an empty directory; choose another one.")
     source: Path = model.quept_directory
     read_manifest(source)
     architecture = architecture_of(manifest.architecture)

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from quept.config import Bits, Recipe, Value
 from quept.errors import CorruptArtifact, InvalidInput
-from quept.files import replacing, sha256
+from quept.files import checked_path, replacing, sha256
 
 MANIFEST = "quept.json"
 FORMAT_VERSION: Final = 3
@@ -154,16 +154,21 @@ def sealed(data: dict[str, Any]) -> dict[str, Any]:
 
 def is_artifact(directory: str | Path) -> bool:
     """Return whether a directory holds an artifact, of any format version."""
-    return (Path(directory) / MANIFEST).is_file()
+    try:
+        return (Path(directory) / MANIFEST).is_file()
+    except OSError:  # no file can have this path
+        return False
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
     """Return a record of every file below `directory` except the manifest, by relative name."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(directory).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
-        for path in paths
-    }
+    return {path.relative_to(directory).as_posix(): record_of(path) for path in paths}
+
+
+def record_of(path: Path) -> FileRecord:
+    """Return the record of a file."""
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
@@ -173,6 +178,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
         InvalidInput: There is no artifact in the directory.
         CorruptArtifact: The artifact is damaged or of an unknown format version.
     """
+    checked_path(directory, "artifact")
     directory = Path(directory)
     path = directory / MANIFEST
     if not path.is_file():
@@ -181,6 +187,8 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
         )
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorruptArtifact(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
     except (ValueError, RecursionError) as error:
         raise CorruptArtifact(
             f"{path} is not valid JSON ({error}); calibrate again or copy the artifact again."
@@ -192,7 +200,7 @@ def read_manifest(directory: str | Path, *, verify: bool = True) -> Manifest:
             "Install a quept that matches, or calibrate again."
         )
     manifest = _understood(data, path)
-    if unlisted := sorted(_read_by_transformers(directory) - manifest.files.keys()):
+    if unlisted := sorted(read_by_transformers(directory) - manifest.files.keys()):
         raise CorruptArtifact(
             f"{directory} holds {unlisted[0]}, which {MANIFEST} does not list; remove it, or copy the artifact again."
         )
@@ -222,7 +230,7 @@ def _understood(data: dict[str, Any], path: Path) -> Manifest:
     return manifest
 
 
-def _read_by_transformers(directory: Path) -> set[str]:
+def read_by_transformers(directory: Path) -> set[str]:
     """Return the files below a directory that transformers may read, by relative name."""
     paths = (path for path in directory.rglob("*") if path.suffix in READ_SUFFIXES and path.name != MANIFEST)
     return {path.relative_to(directory).as_posix() for path in paths}
