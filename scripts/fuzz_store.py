@@ -278,6 +278,8 @@ def truth(model: Any) -> dict[str, torch.Tensor]:
     found = dict(model.state_dict())
     for path, layer in elastic_linears(model).items():
         for bits in layer.spec.groups.bits:
+            if not layer.has_codes(bits):
+                continue
             codes, grid = layer.codes(bits)
             found |= {f"{path}/{bits}": codes, f"{path}/{bits}/s": grid.scale, f"{path}/{bits}/z": grid.zero_point}
     return found

@@ -40,6 +40,18 @@ def windows() -> Tensor:
 
 
 @pytest.fixture(scope="session")
+def seen(windows: Tensor) -> Tensor:
+    """The windows, and behind them, as held-out ones, some of them again: what is judged is what was trained."""
+    return torch.cat([windows, windows[-1:]])
+
+
+@pytest.fixture(scope="session")
+def seen_images(images: Tensor) -> Tensor:
+    """The images, and behind them, as held-out ones, some of them again."""
+    return torch.cat([images, images[-2:]])
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A character tokenizer with the tiny models' vocabulary; it drops what it does not know."""
     tokens = ["<pad>", "<s>", "</s>", " ", "\n", *string.printable[: VOCABULARY - 5]]

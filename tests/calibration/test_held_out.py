@@ -15,8 +15,8 @@ from quept.precision import at_precision, elastic_linears, rounded_to_nearest
 from quept.recipes import load_recipe
 
 RUINOUS = {"clipping_learning_rate": 2.0, "rounding_learning_rate": 5.0, "adapter_learning_rate": 0.07}
-PLAIN = Activations()
-TENSORS = Activations(bits=(4, 8), range="tensor")
+PLAIN = load_recipe("best")
+TENSORS = PLAIN.updated(store={}, activations=Activations(bits=(4, 8), range="tensor"))
 
 
 def ruinous(name: str, bits: str, **changes):
@@ -108,7 +108,7 @@ def test_learned_ranges_have_to_win_clearly():
 
 
 def test_bit_widths_that_share_ranges_are_decided_together():
-    shared = Activations(bits=(8,), range="tensor")
+    shared = TENSORS.updated(activations=Activations(bits=(8,), range="tensor"))
     errors = {4: {KEPT: 0.5, WHOLE: 1.0, BASELINE: 1.0}, 2: {KEPT: 1.1, WHOLE: 1.0, BASELINE: 0.99}}
     found = {error.bits: error for error in decided("b", errors, shared)}
     assert {error.ranges for error in found.values()} == {"learned"}
@@ -181,3 +181,10 @@ def test_at_precision_holds_what_was_decided(tiny_model, windows, tmp_path):
     with at_precision(loaded, 5):
         inside = outputs(loaded, windows)
     assert inside.equal(baseline(loaded, windows, 5))
+
+
+def test_all_that_was_learned_can_be_kept():
+    recipe = TENSORS.updated(reconstruction=TENSORS.reconstruction.updated(keep="learned"))
+    errors = {4: {KEPT: 2.0, WHOLE: 0.9, BASELINE: 1.0}}
+    (block,) = judged(decided("b", errors, recipe), errors, recipe).blocks
+    assert (block.weights, block.ranges, block.calibrated) == ("learned", "learned", 2.0)

@@ -30,7 +30,7 @@ WIDTHS = (2, 3, 4, 8)
 
 def recipe(**changes) -> Recipe:
     best = quept.load_recipe("best").with_bits(WIDTHS)
-    quick = Reconstruction(epochs=10, batch_size=4, loss="mse", normalized=True, clip_init="search")
+    quick = Reconstruction(epochs=10, batch_size=4, loss="mse", normalized=True, clip_init="search", keep="learned")
     return best.updated(
         **{
             "granularity": Granularity(group_size=16, grouped_bits=(2, 3, 4)),
@@ -84,13 +84,13 @@ def test_isolation_keeps_the_lowest_bit_widths_loss_from_all_higher_widths(isola
 
 
 @pytest.fixture(scope="module")
-def reports(tiny_model, windows, tmp_path_factory):
+def reports(tiny_model, seen, tmp_path_factory):
     """The same calibration without and with learned rounding."""
     folder = tmp_path_factory.mktemp("rounding")
     wide = {"hidden_size": 64, "intermediate_size": 92}
     return {
         bits: quept.calibrate(
-            tiny_model("llama", **wide), folder / str(len(bits)), data=windows, recipe=recipe(learned_rounding=bits)
+            tiny_model("llama", **wide), folder / str(len(bits)), data=seen, recipe=recipe(learned_rounding=bits)
         )
         for bits in ((), (2, 3, 4))
     }

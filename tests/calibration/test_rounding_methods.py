@@ -43,7 +43,7 @@ def recipe(method):
         learned_rounding=(2, 4),
         adapter={"kind": "none"},
         granularity=best.granularity.updated(group_size=16),
-        reconstruction=best.reconstruction.updated(epochs=2, batch_size=4),
+        reconstruction=best.reconstruction.updated(epochs=2, batch_size=4, keep="learned"),
     )
 
 

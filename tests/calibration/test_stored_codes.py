@@ -22,7 +22,7 @@ def recipe(name="best", **store):
     return base.updated(
         adapter=base.adapter.updated(rank=2),
         granularity=base.granularity.updated(group_size=16),
-        reconstruction=base.reconstruction.updated(epochs=2, batch_size=4),
+        reconstruction=base.reconstruction.updated(epochs=2, batch_size=4, keep="learned"),
         store={"master_bits": 8, **store},
     )
 

@@ -86,8 +86,8 @@ def test_generation_steps_through_a_cache_as_through_one_pass(artifact, windows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_calibration_beats_rounding_in_every_block_at_every_bit_width(family, tiny_model, windows, tmp_path):
-    report = quept.calibrate(tiny_model(family), tmp_path / "artifact", data=windows, recipe=THOROUGH, device="cpu")
+def test_calibration_beats_rounding_in_every_block_at_every_bit_width(family, tiny_model, seen, tmp_path):
+    report = quept.calibrate(tiny_model(family), tmp_path / "artifact", data=seen, recipe=THOROUGH, device="cpu")
     errors = report.manifest.block_errors
     assert len(errors) == 2 * len(BEST.bits)
     assert not [error for error in errors if not error.calibrated < error.rounding]

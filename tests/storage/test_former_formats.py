@@ -34,7 +34,7 @@ def test_saving_one_writes_the_present_format_and_loses_nothing(tmp_path):
     before = quept.load(GOLDEN / "best")
     quept.save(before, tmp_path / "saved")
     after = quept.load(tmp_path / "saved")
-    assert (before.quept_manifest.version, after.quept_manifest.version) == (2, 3)
+    assert (before.quept_manifest.version, after.quept_manifest.version) == (2, 4)
     ids = load_file(GOLDEN / "inputs.safetensors")["ids"]
     for bits in after.quept_manifest.recipe.bits:
         with torch.no_grad(), quept.at_precision(before, bits), quept.at_precision(after, bits):

@@ -13,6 +13,7 @@ from quept.storage.manifest import (
     BlockError,
     FileRecord,
     Manifest,
+    PredictionError,
     Provenance,
     is_artifact,
     read_manifest,
@@ -20,8 +21,8 @@ from quept.storage.manifest import (
     sealed,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "format-3" / MANIFEST
-FORMAT_2 = GOLDEN.parent.parent / "format-2"
+GOLDEN = Path(__file__).parent / "golden" / "format-4" / MANIFEST
+FORMAT_2, FORMAT_3 = GOLDEN.parent.parent / "format-2", GOLDEN.parent.parent / "format-3"
 CONTENTS = {
     "config.json": b'{"model_type": "llama"}\n',
     "elastic-00000-of-00001.safetensors": b"all outside the blocks",
@@ -58,10 +59,19 @@ def small_manifest():
         ),
         block_errors=(
             BlockError(block="model.layers.0", bits=2, rounding=0.125, calibrated=1e-07),
-            BlockError(block="model.layers.0", bits=8, rounding=0.5, calibrated=0.1),
+            BlockError(
+                block="model.layers.0", bits=8, rounding=0.5, calibrated=0.1, weights="rounding", ranges="whole"
+            ),
         ),
+        prediction_errors=(PredictionError(bits=8, rounding=0.25, calibrated=0.125),),
         files={name: record(content) for name, content in CONTENTS.items()},
     )
+
+
+def former_manifest(version):
+    """The small manifest as earlier format versions had it, which kept all that was learned."""
+    kept = tuple(error.updated(weights="learned", ranges="learned") for error in small_manifest().block_errors)
+    return small_manifest().updated(version=version, block_errors=kept, prediction_errors=())
 
 
 @pytest.fixture
@@ -104,11 +114,15 @@ def test_a_manifest_is_written_as_the_golden_file_byte_for_byte(tmp_path):
 
 def test_the_golden_file_is_read_as_the_manifest_it_was_written_from():
     assert read_manifest(GOLDEN.parent, verify=False) == small_manifest()
-    assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 3
+    assert json.loads(GOLDEN.read_bytes())["version"] == FORMAT_VERSION == 4
+
+
+def test_format_3_is_read_as_a_manifest_that_keeps_all_that_was_learned():
+    assert read_manifest(FORMAT_3, verify=False) == former_manifest(3)
 
 
 def test_format_2_is_read_as_the_same_manifest_under_the_former_names_of_settings():
-    assert read_manifest(FORMAT_2, verify=False) == small_manifest().updated(version=2)
+    assert read_manifest(FORMAT_2, verify=False) == former_manifest(2)
     reconstruction = json.loads((FORMAT_2 / MANIFEST).read_bytes())["recipe"]["reconstruction"]
     assert {"cadence", "text_share", "clipping_start"} <= reconstruction.keys()
 
@@ -139,7 +153,7 @@ def test_a_manifest_from_before_learned_rounding_is_read_with_none(tmp_path):
     for name in data["files"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert read_manifest(tmp_path, verify=False) == small_manifest().updated(version=1)
+    assert read_manifest(tmp_path, verify=False) == former_manifest(1).updated(version=1)
     assert small_manifest().recipe.weight_spec.learned_rounding == ()
 
 
@@ -195,10 +209,10 @@ def test_where_there_is_no_manifest_the_input_is_at_fault(tmp_path):
 # What is damaged
 
 
-@pytest.mark.parametrize("version", [0, 4, 99, -1, 1.5, "1", "", None, [1], {"a": 1}, "x" * 10_000], ids=reprlib.repr)
+@pytest.mark.parametrize("version", [0, 5, 99, -1, 1.5, "1", "", None, [1], {"a": 1}, "x" * 10_000], ids=reprlib.repr)
 def test_another_format_version_is_refused_with_what_is_read(artifact, version):
     altered(artifact, lambda data: data.update(version=version))
-    refused(artifact, "format version", "reads versions 1 to 3")
+    refused(artifact, "format version", "reads versions 1 to 4")
 
 
 def test_a_manifest_without_version_is_refused(artifact):
@@ -363,6 +377,6 @@ def test_a_store_in_format_version_1_is_refused(artifact):
 def test_without_verification_only_the_manifest_itself_is_checked(artifact):
     (artifact / "config.json").unlink()
     assert read_manifest(artifact, verify=False) == small_manifest()
-    altered(artifact, lambda data: data.update(version=4))
+    altered(artifact, lambda data: data.update(version=5))
     with pytest.raises(CorruptArtifact):
         read_manifest(artifact, verify=False)

@@ -87,7 +87,7 @@ class HeldOut:
             return found
 
         by_bits = self.tools.workers.map(errors, self.recipe.bits)
-        return decided(block.path, dict(zip(self.recipe.bits, by_bits, strict=True)), self.recipe.activations)
+        return decided(block.path, dict(zip(self.recipe.bits, by_bits, strict=True)), self.recipe)
 
     def advance(self, block: CalibrationBlock) -> None:
         """Pass through a block that has been decided."""
@@ -138,16 +138,18 @@ def _running(block: CalibrationBlock, bits: int, choice: Choice) -> Iterator[Non
         yield
 
 
-def decided(block: str, errors: Mapping[int, Errors], activations: Activations) -> list[BlockError]:
+def decided(block: str, errors: Mapping[int, Errors], recipe: Recipe) -> list[BlockError]:
     """Return the best choice of the block at path `block` at each bit-width, from the error of every choice.
 
     Bit-widths of weights that run with one bit-width of activations have the ranges of these in common.
     """
     found = []
-    for sharing in _sharing(errors, activations):
+    for sharing in _sharing(errors, recipe.activations):
         learned, whole = (sum(_best(errors[bits], each)[0] for bits in sharing) for each in (False, True))
         for bits in sharing:
             _, choice = _best(errors[bits], whole=not learned < MARGIN * whole)
+            if recipe.reconstruction.keep == "learned":
+                choice = KEPT
             found.append(
                 BlockError(
                     block=block,
@@ -180,9 +182,11 @@ def _sharing(bits: Iterable[int], activations: Activations) -> list[list[int]]:
     return list(found.values())
 
 
-def judged(blocks: Iterable[BlockError], errors: Mapping[int, Errors], activations: Activations) -> Judgement:
+def judged(blocks: Iterable[BlockError], errors: Mapping[int, Errors], recipe: Recipe) -> Judgement:
     """Return what is kept in the end, from the errors of the predictions: see `HeldOut.predictions`."""
-    best = {bits: _best_way(errors, sharing) for sharing in _sharing(errors, activations) for bits in sharing}
+    best = dict.fromkeys(errors, KEPT)
+    if recipe.reconstruction.keep == "best":
+        best = {bits: _best_way(errors, each) for each in _sharing(errors, recipe.activations) for bits in each}
     kept = []
     for block in blocks:
         way = best[block.bits]

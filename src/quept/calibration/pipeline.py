@@ -146,7 +146,7 @@ class _Run:
                         quantized = advance(block, quantized, self.settings, generator, self.tools)
         with self.tools.clock("judging"):
             predictions = self.held_out.predictions(prediction_error(self._head()))
-            judgement = judged(errors, predictions, self.recipe.activations)
+            judgement = judged(errors, predictions, self.recipe)
         for text in judgement.notes():
             self.progress.note(text)
         self._quantize_head(full_precision)

@@ -124,6 +124,11 @@ class Reconstruction(Value):
     final_learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.01
     """Learning rates at the end, relative to the start; they fall along a cosine. Source: paper."""
 
+    keep: Literal["best", "learned"] = "best"
+    """Result that is kept: `best`, in each block and at each bit-width whichever of what was learned and plain rounding
+    has the smaller error on samples that training has not seen; or all that was `learned`, to compare methods. Source:
+    quept, docs/design.md."""
+
     @model_validator(mode="after")
     def _mixes_predictions(self) -> Self:
         if self.label_weight and self.last_block_loss != "kl":

@@ -1,6 +1,6 @@
 """`quept.json`, the manifest of an artifact: its recipe, its provenance and its files.
 
-Format version 3. The directory of an artifact holds this manifest, transformers' configuration and tokenizer files, and
+Format version 4. The directory of an artifact holds this manifest, transformers' configuration and tokenizer files, and
 safetensors shards: the first with everything outside the blocks, then one per block (more if a block exceeds 5 GB). The
 manifest lists every file with its size and SHA-256, and holds a SHA-256 of its own content. No other file is read.
 """
@@ -19,7 +19,7 @@ from quept.errors import CorruptArtifact, InvalidInput
 from quept.files import checked_path, replacing, sha256
 
 MANIFEST = "quept.json"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 READ_VERSIONS = range(1, FORMAT_VERSION + 1)
 SEAL = "sha256"
 # Files that transformers may read from a model directory; others, such as images, may lie beside them.
@@ -103,7 +103,7 @@ class Manifest(Value):
     """The content of `quept.json`."""
 
     format: Literal["quept"] = "quept"
-    version: Literal[1, 2, 3] = FORMAT_VERSION
+    version: Literal[1, 2, 3, 4] = FORMAT_VERSION
     architecture: str
     dtype: Literal["float32", "bfloat16", "float16"]
     recipe: Recipe
@@ -113,9 +113,11 @@ class Manifest(Value):
     files: dict[str, FileRecord]
 
     @model_validator(mode="after")
-    def _stores_since_version_2(self) -> Self:
+    def _fits_its_version(self) -> Self:
         if self.version == 1 and self.recipe.store.master_bits is not None:
             raise ValueError("recipe.store.master_bits is set, but format version 1 keeps weights in floats")
+        if self.version >= 4 and "prediction_errors" not in self.model_fields_set:
+            raise ValueError("prediction_errors: Field required, in format version 4")
         return self
 
     @property
