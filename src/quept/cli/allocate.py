@@ -44,8 +44,7 @@ def allocate(
     """
     goal: dict[str, Any] = {"average_bits": average_bits, "max_bytes": parse_size(max_size)}
     goal |= {"max_kl": max_kl, "max_perplexity": max_perplexity}
-    measuring = check_goal(goal, front, refine, data)
-    budgeted = not (measuring or unmeasured)
+    measuring = check_goal(goal, front, refine, data) or not unmeasured
     check_target("--json", json_file)
     make_directory(output) if front else check_target("--output", output)
     from quept import commands
@@ -54,23 +53,20 @@ def allocate(
 
     rules: dict[str, Any] = {"bits": bits, "count": count, "free": free, "pairs": not additive}
     rules["fixed"] = read_fixed(fix)
-    amount = DataOptions(sequence_length, max_tokens=max_tokens, max_images=max_images)
-    how: dict[str, Any] = {"samples": samples, "options": amount, "device": device, "dtype": dtype}
+    how: dict[str, Any] = {"samples": samples, "device": device, "dtype": dtype}
+    how["options"] = DataOptions(sequence_length, max_tokens=max_tokens, max_images=max_images)
     evaluator = None
     found: commands.FoundPlan | commands.PlanFront
-    with display(quiet, "planning" if unmeasured else "opening the model and the data") as shown:
-        how |= {"progress": shown.show, "note": shown.note}
-        if not unmeasured:
+    with display(quiet, "opening the model and the data" if measuring else "planning") as shown:
+        if measuring:
             commands.open_problem(directory, sensitivity, commands.PlanOptions(**rules))  # wrong input is told first
-        if measuring or (budgeted and data is not None):
-            evaluator = commands.PlanEvaluator(directory, str(data), **how)
-        elif budgeted:
-            evaluator = commands.table_evaluator(directory, sensitivity, **how)
-        rules |= {"note": shown.note, "measured": evaluator is not None} if not front else {}
+            how |= {"progress": shown.show, "note": shown.note}
+            evaluator = commands.table_evaluator(directory, sensitivity, data, **how)
         if front and evaluator is not None:
             found = commands.plan_front(directory, sensitivity, evaluator, **rules)
         else:
-            found = commands.allocate(directory, sensitivity, **goal, refine=refine, evaluator=evaluator, **rules)
+            goal |= {"refine": refine, "evaluator": evaluator, "measured": evaluator is not None, "note": shown.note}
+            found = commands.allocate(directory, sensitivity, **goal, **rules)
     metric = "KL divergence" if max_perplexity is None else "perplexity"
     write(found, directory, metric, output, out(quiet, json_file))
     write_json(json_file, found.to_json())

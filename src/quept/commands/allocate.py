@@ -116,7 +116,7 @@ def allocate(
     chosen = problem.solve(budget)
     if not refine:
         if measured and evaluator is None:
-            evaluator = table_evaluator(model, table, note)
+            evaluator = table_evaluator(model, table, note=note)
         if not measured or evaluator is None:
             return FoundPlan.of(chosen)
         return _best(chosen, problem.uniform_plans_within(problem.limit(budget)), evaluator, note)
@@ -128,8 +128,15 @@ def allocate(
     return FoundPlan.of(tried[-1].allocation, tried)
 
 
-def table_evaluator(model: Any, table: SensitivityTable | str | Path, note: Note, **how: Any) -> PlanEvaluator | None:
-    """Open the data that a table was measured on, to measure plans on it; None, noted, where it is not at hand."""
+def table_evaluator(
+    model: Any, table: SensitivityTable | str | Path, data: str | Path | None = None, *, note: Note, **how: Any
+) -> PlanEvaluator | None:
+    """Open data to measure plans on, by default what a table was measured on; None, noted, if that is not at hand.
+
+    `how` are further arguments of `PlanEvaluator`. Raises `InvalidInput` for `data` that cannot be read.
+    """
+    if data is not None:
+        return PlanEvaluator(model, data, note=note, **how)
     if not isinstance(table, SensitivityTable):
         table = SensitivityTable.read(table)
     missing = "it was in memory" if table.origin.data == IN_MEMORY else None

@@ -85,17 +85,18 @@ def _mapped(path: Path, file: Any) -> dict[str, Tensor]:
     with path.open("rb") as opened:
         place = 8 + int.from_bytes(opened.read(8), "little")
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    data, found = torch.empty(0, dtype=torch.uint8).set_(storage), {}  # type: ignore[arg-type]
+    found = {}
     for name in file.offset_keys():
         described = file.get_slice(name)
         shape, dtype = described.get_shape(), DTYPES.get(described.get_dtype())
         if dtype is None:
             raise ValueError(f"the tensor {name} is {described.get_dtype()}")
-        part = data[place : place + prod(shape) * dtype.itemsize]
-        if place % dtype.itemsize:  # only other programs write these
+        # A storage for each, since torch.save writes storages whole, and none as two types.
+        part = storage[place : place + prod(shape) * dtype.itemsize]
+        place += part.nbytes()
+        if part.data_ptr() % dtype.itemsize:  # only other programs write these
             part = part.clone()
-        found[name] = part.view(dtype).view(shape)
-        place += part.nbytes
+        found[name] = torch.empty(0, dtype=dtype).set_(part).view(shape)
     return found
 
 
