@@ -122,18 +122,41 @@ def test_weights_alone_are_kept_where_they_are_no_worse():
     assert found[8].weights == "learned"
 
 
+def samples(*errors: float) -> Tensor:
+    return torch.tensor(errors, dtype=torch.float64)
+
+
 def test_the_predictions_have_the_last_word():
     blocks = decided(
         "b", {4: {KEPT: 0.5, WHOLE: 0.9, BASELINE: 1.0}, 8: {KEPT: 0.5, WHOLE: 0.9, BASELINE: 1.0}}, TENSORS
     )
-    predictions = {4: {KEPT: 1.2, WHOLE: 1.1, BASELINE: 1.0}, 8: {KEPT: 0.5, WHOLE: 0.4, BASELINE: 1.0}}
+    predictions = {
+        4: {KEPT: samples(1.2, 1.2), WHOLE: samples(1.1, 1.1), BASELINE: samples(1, 1)},
+        8: {KEPT: samples(0.5, 0.4), WHOLE: samples(0.4, 0.4), BASELINE: samples(1, 1)},
+    }
     judgement = judged(blocks, predictions, TENSORS)
     found = {error.bits: error for error in judgement.blocks}
     assert (found[4].weights, found[4].ranges, found[4].calibrated) == ("rounding", "whole", 1.0)
     assert (found[8].weights, found[8].ranges) == ("learned", "whole")
-    assert {each.bits: each.calibrated for each in judgement.predictions} == {4: 1.0, 8: 0.4}
+    assert {each.bits: each.calibrated for each in judgement.predictions} == {4: 1.0, 8: pytest.approx(0.4)}
     (note,) = judgement.notes()
     assert note.startswith("At 4 bits plain rounding predicts")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "weights"),
+    [
+        ([0.9, 0.8, 0.9, 0.85], "learned"),  # a little, everywhere
+        ([0.1, 3.0, 0.2, 2.5], "rounding"),  # much better and much worse: chance
+        ([1.1, 1.05, 1.1, 0.0001], "rounding"),  # one sample alone
+        ([1.0, 1.0, 1.0, 1.0], "learned"),  # the same
+    ],
+)
+def test_what_is_better_by_chance_is_not_kept(ratios, weights):
+    blocks = decided("b", {4: {KEPT: 0.5, BASELINE: 1.0}}, TENSORS)
+    scale = samples(1.0, 0.01, 0.1, 100.0)
+    judgement = judged(blocks, {4: {KEPT: samples(*ratios) * scale, BASELINE: scale}}, TENSORS)
+    assert judgement.blocks[0].weights == weights
 
 
 def test_held_out_samples_come_on_top_where_there_are_more(tiny_tokenizer, tmp_path):
@@ -186,5 +209,6 @@ def test_at_precision_holds_what_was_decided(tiny_model, windows, tmp_path):
 def test_all_that_was_learned_can_be_kept():
     recipe = TENSORS.updated(reconstruction=TENSORS.reconstruction.updated(keep="learned"))
     errors = {4: {KEPT: 2.0, WHOLE: 0.9, BASELINE: 1.0}}
-    (block,) = judged(decided("b", errors, recipe), errors, recipe).blocks
+    predictions = {4: {way: samples(error) for way, error in errors[4].items()}}
+    (block,) = judged(decided("b", errors, recipe), predictions, recipe).blocks
     assert (block.weights, block.ranges, block.calibrated) == ("learned", "learned", 2.0)

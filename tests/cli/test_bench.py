@@ -14,7 +14,9 @@ from quept.layers.size import resident_bytes
 def artifact(tmp_path_factory, tiny_model, windows):
     output = tmp_path_factory.mktemp("bench") / "artifact"
     recipe = quept.load_recipe("paper").updated(store={"master_bits": 8})
-    recipe = recipe.updated(reconstruction=recipe.reconstruction.updated(epochs=0, keep="learned"), adapter={"kind": "none"})
+    recipe = recipe.updated(
+        reconstruction=recipe.reconstruction.updated(epochs=0, keep="learned"), adapter={"kind": "none"}
+    )
     quept.calibrate(tiny_model("llama"), output, data=windows, recipe=recipe)
     return output
 

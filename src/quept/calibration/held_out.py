@@ -7,7 +7,7 @@ After each block, at each bit-width: are the learned weights kept or plain round
 activations or the whole ones? The error of the block's output decides, at the last block that of the predictions.
 
 At the end, at each bit-width: which of the ways predicts best? Errors of blocks add up in ways that no single block
-shows. Where it is the baseline, that bit-width is plain rounding in every block.
+shows. Where it is the baseline, or what beats it does so by chance, that bit-width is plain rounding in every block.
 
 Learned ranges cut off values that are rare, and so are the samples whose predictions that changes: a few held-out ones
 may have none. So learned ranges have to win by a `MARGIN` over whole ones, which cut off nothing.
@@ -38,6 +38,7 @@ def held_out_count(samples: int, tokens_per_sample: int = 1) -> int:
 
 
 MARGIN = 0.9  # of the error on whole ranges: what that on learned ones has to be below
+SURE = 1.64  # standard errors; chance alone has them in one of twenty cases
 TINY = 1e-30  # errors are divided by no less
 
 
@@ -100,16 +101,21 @@ class HeldOut:
 
         self.tools.workers.map(run, self.recipe.bits)
 
-    def predictions(self, objective: Objective) -> dict[int, Errors]:
-        """Return the error of the predictions behind the last block by bit-width, and each way to run it.
+    def predictions(self, objective: Objective) -> dict[int, Mapping[Choice, Tensor]]:
+        """Return the errors of the predictions behind the last block by bit-width and way to run it, `(samples,)`.
 
         `objective` is the error of the last block's outputs.
         """
 
-        def errors(bits: int) -> Errors:
-            return {
-                way: self._error(objective, each, lambda hidden: hidden) for way, each in self._streams[bits].items()
-            }
+        @torch.no_grad()
+        def errors(bits: int) -> Mapping[Choice, Tensor]:
+            found: dict[Choice, list[float]] = {way: [] for way in self._streams[bits]}
+            for sample in range(self._exact.samples):
+                rows = slice(sample, sample + 1)
+                error = objective(self._exact.read(rows), rows)
+                for way, stream in self._streams[bits].items():
+                    found[way].append(error(stream.read(rows)).item())
+            return {way: torch.tensor(each, dtype=torch.float64) for way, each in found.items()}
 
         return dict(zip(self.recipe.bits, self.tools.workers.map(errors, self.recipe.bits), strict=True))
 
@@ -182,7 +188,7 @@ def _sharing(bits: Iterable[int], activations: Activations) -> list[list[int]]:
     return list(found.values())
 
 
-def judged(blocks: Iterable[BlockError], errors: Mapping[int, Errors], recipe: Recipe) -> Judgement:
+def judged(blocks: Iterable[BlockError], errors: Mapping[int, Mapping[Choice, Tensor]], recipe: Recipe) -> Judgement:
     """Return what is kept in the end, from the errors of the predictions: see `HeldOut.predictions`."""
     best = dict.fromkeys(errors, KEPT)
     if recipe.reconstruction.keep == "best":
@@ -194,19 +200,33 @@ def judged(blocks: Iterable[BlockError], errors: Mapping[int, Errors], recipe: R
             block = block.updated(weights="rounding", ranges="whole", calibrated=block.rounding)
         kept.append(block.updated(ranges="whole") if way == WHOLE else block)
     predictions = (
-        PredictionError(bits=bits, rounding=each[BASELINE], calibrated=each[best[bits]])
+        PredictionError(bits=bits, rounding=float(each[BASELINE].mean()), calibrated=float(each[best[bits]].mean()))
         for bits, each in errors.items()
     )
     return Judgement(tuple(kept), tuple(predictions))
 
 
-def _best_way(errors: Mapping[int, Errors], sharing: Sequence[int]) -> Choice:
+def _best_way(errors: Mapping[int, Mapping[Choice, Tensor]], sharing: Sequence[int]) -> Choice:
     """Return the way to run whole models at some bit-widths that predicts best."""
     relative = {
-        way: sum(errors[bits][way] / max(errors[bits][BASELINE], TINY) for bits in sharing)
+        way: torch.cat([errors[bits][way] / errors[bits][BASELINE].mean().clamp_min(TINY) for bits in sharing])
         for way in (KEPT, WHOLE, BASELINE)
         if way in errors[sharing[0]]
     }
-    if WHOLE in relative and not relative[KEPT] < MARGIN * relative[WHOLE]:
-        del relative[KEPT]
-    return min(relative, key=lambda way: relative[way])
+    means = {way: float(each.mean()) for way, each in relative.items() if _holds(each, relative[BASELINE])}
+    if WHOLE in means and KEPT in means and not means[KEPT] < MARGIN * means[WHOLE]:
+        del means[KEPT]
+    return min(means, key=lambda way: means[way])
+
+
+def _holds(errors: Tensor, baseline: Tensor) -> bool:
+    """Return whether errors of samples, `(samples,)`, are the baseline's, or their typical ratio to it surely is below 1.
+
+    A few samples have most of the error, so the mean over others says little. Ratios have no such outliers: the mean of
+    their logarithms has to be below zero by `SURE` standard errors.
+    """
+    if torch.equal(errors, baseline):
+        return True
+    logarithms = (errors.clamp_min(TINY) / baseline.clamp_min(TINY)).log()
+    spread = float(logarithms.std()) if len(logarithms) > 1 else 0.0
+    return float(logarithms.mean()) + SURE * spread / math.sqrt(len(logarithms)) < 0

@@ -13,6 +13,7 @@ from stat import S_ISREG
 from quept.data.hub import HUB_TEXTS, Split, read_hub, require
 from quept.errors import InvalidInput
 
+BYTE_ORDER_MARK = "\ufeff"  # says nothing in UTF-8, and is no part of the text
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,8 +23,8 @@ def load_text(source: str | Path, *, split: Split) -> Iterator[str]:
     Args:
         source: A path, or as a string one of the names wikitext2, ptb, c4, pile and redpajama (write `./c4`
             for a path of such a name). `.txt`: the whole file is one document, as it is. `.jsonl`: a line
-            is a document, a JSON object with a field `text` or a JSON string. `.parquet`: a row is a
-            document, in the column `text`. All text is UTF-8.
+            is a document, a JSON object with a field `text` or a JSON string; blank lines are none. `.parquet`:
+            a row is a document, in the column `text`. All text is UTF-8, with or without a byte order mark.
         split: Split of a named data set. A file has no splits and is read whole.
 
     Returns:
@@ -38,6 +39,11 @@ def load_text(source: str | Path, *, split: Split) -> Iterator[str]:
     path = Path(source)
     _check_file(path)
     return _READERS[path.suffix.lower()](path)
+
+
+def is_published(source: str | Path) -> bool:
+    """Return whether a source is a named data set, whose documents are joined as in published results."""
+    return isinstance(source, str) and source in HUB_TEXTS
 
 
 def separator(source: str | Path) -> str:
@@ -80,7 +86,7 @@ def _read_txt(path: Path) -> Iterator[str]:
         data = path.read_bytes()  # not read_text, which would translate the line ends
     except OSError as error:
         raise _unreadable(path, error) from error
-    yield _decode(path, data)
+    yield _decode(path, data).removeprefix(BYTE_ORDER_MARK)
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
@@ -90,7 +96,10 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         raise _unreadable(path, error) from error
     with file:
         for number, line in enumerate(file, start=1):
-            yield _document(path, number, _decode(path, line, f" of line {number}"))
+            written = _decode(path, line, f" of line {number}")
+            written = written.removeprefix(BYTE_ORDER_MARK) if number == 1 else written
+            if written.strip():
+                yield _document(path, number, written)
 
 
 def _document(path: Path, number: int, line: str) -> str:

@@ -1,14 +1,14 @@
 """Token ids of a text source: windows for calibration, a stream for evaluation."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from quept.data.hub import Split
-from quept.data.text import load_text, separator
+from quept.data.text import is_published, load_text, separator
 from quept.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def token_windows(
     sequence_length: int,
     seed: int,
     split: Split = "train",
+    note: Callable[[str], None] = lambda text: None,
 ) -> torch.Tensor:
     """Draw calibration windows from a text source.
 
@@ -45,6 +46,7 @@ def token_windows(
         sequence_length: Tokens per window, at least 1.
         seed: Decides which windows are drawn and in which order; 0 to 2**63 - 1.
         split: Split of a named data set.
+        note: Told of documents without text, and of windows that repeat one token: both are left out.
 
     Returns:
         Token ids, int64 of shape (samples and up to `spare` more, sequence_length); equal for equal arguments.
@@ -56,15 +58,29 @@ def token_windows(
     if not 0 <= seed < 2**63:
         raise InvalidInput(f"The seed is {seed}, but must be in 0 to 2**63 - 1: choose another with --seed.")
     needed = samples * sequence_length
-    tokens = _tokenize(source, tokenizer, split, _OVERSAMPLING * needed)
+    empty = _Skipped()
+    tokens = _tokenize(source, tokenizer, split, _OVERSAMPLING * needed, empty)
+    if empty.documents:
+        note(f"'{source}': {empty.documents} documents hold nothing but blanks; they are left out.")
     if len(tokens) < needed:
         raise InvalidInput(
             f"'{source}' holds {len(tokens)} tokens, but {samples} windows of {sequence_length} tokens need "
             f"{needed}: give more text, or lower --samples or --sequence-length."
         )
     count = len(tokens) // sequence_length
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: samples + spare]
-    return tokens[: count * sequence_length].view(count, sequence_length)[chosen]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    windows = tokens[: count * sequence_length].view(count, sequence_length)
+    if sequence_length > 1:
+        repeating = (windows == windows[:, :1]).all(1)
+        if repeated := int(repeating.sum()):
+            note(f"'{source}': {repeated} of {count} windows repeat one token; they are left out.")
+            order = order[~repeating[order]]
+    if len(order) < samples:
+        raise InvalidInput(
+            f"'{source}' holds {len(order)} windows of {sequence_length} tokens that do not repeat one token, but "
+            f"{samples} are needed: give more text, or lower --samples."
+        )
+    return windows[order[: samples + spare]]
 
 
 def token_stream(
@@ -111,11 +127,19 @@ def _check_at_least_one(**numbers: int) -> None:
 
 
 def _tokenize(
-    source: str | Path, tokenizer: "PreTrainedTokenizerBase", split: Split, limit: int | None
+    source: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    split: Split,
+    limit: int | None,
+    empty: "_Skipped | None" = None,
 ) -> torch.Tensor:
+    """Return the tokens of a source, up to `limit`; with `empty`, documents of blanks are left out and counted."""
     parts: list[torch.Tensor] = []
     total = 0
-    for piece in _pieces(_joined(load_text(source, split=split), separator(source))):
+    documents = load_text(source, split=split)
+    if empty is not None and not is_published(source):
+        documents = empty.skipped(documents)
+    for piece in _pieces(_joined(documents, separator(source))):
         # Not verbose: the tokenizer would warn that a piece is longer than the model's context.
         ids = tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         parts.append(torch.tensor(ids, dtype=torch.int64))
@@ -123,6 +147,21 @@ def _tokenize(
         if limit is not None and total >= limit:
             break
     return torch.cat(parts)[:limit] if parts else torch.empty(0, dtype=torch.int64)
+
+
+class _Skipped:
+    """Leaves out documents that hold nothing but blanks, and counts them."""
+
+    def __init__(self) -> None:
+        self.documents = 0
+
+    def skipped(self, documents: Iterator[str]) -> Iterator[str]:
+        """Yield the documents that hold text."""
+        for document in documents:
+            if document.strip():
+                yield document
+            else:
+                self.documents += 1
 
 
 def _joined(documents: Iterator[str], between: str) -> Iterator[str]:

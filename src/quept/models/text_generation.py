@@ -81,6 +81,7 @@ class TextGeneration(Task):
                 spare=choice.spare,
                 sequence_length=recipe.data.sequence_length,
                 seed=choice.seed,
+                note=choice.note,
             )
         if int(windows.max()) >= config.vocab_size or int(windows.min()) < 0:
             raise InvalidInput(
