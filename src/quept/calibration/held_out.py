@@ -220,7 +220,7 @@ def _best_way(errors: Mapping[int, Mapping[Choice, Tensor]], sharing: Sequence[i
 
 
 def _holds(errors: Tensor, baseline: Tensor) -> bool:
-    """Return whether errors of samples, `(samples,)`, are the baseline's, or their typical ratio to it surely is below 1.
+    """Return whether errors of samples, `(samples,)`, are the baseline's, or below it by more than chance.
 
     A few samples have most of the error, so the mean over others says little. Ratios have no such outliers: the mean of
     their logarithms has to be below zero by `SURE` standard errors.
