@@ -25,9 +25,13 @@ CPU = torch.device("cpu")
 PAPER = quept.load_recipe("vision")
 BEST = quept.load_recipe("vision-best")
 QUICK = PAPER.updated(
-    adapter=Adapter(rank=2), reconstruction=PAPER.reconstruction.updated(epochs=1, batch_size=8), name="quick"
+    adapter=Adapter(rank=2),
+    reconstruction=PAPER.reconstruction.updated(epochs=1, batch_size=8, keep="learned"),
+    name="quick",
 )
-THOROUGH = BEST.updated(reconstruction=BEST.reconstruction.updated(batch_size=16, epochs=120, train_every=()))
+THOROUGH = BEST.updated(
+    reconstruction=BEST.reconstruction.updated(batch_size=16, epochs=120, train_every=(), keep="learned")
+)
 
 
 @pytest.fixture(scope="module", params=VISION)

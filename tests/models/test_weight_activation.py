@@ -15,7 +15,9 @@ from quept.precision import elastic_linears, rounded_to_nearest
 BEST = quept.load_recipe("weight-activation-best")
 # Full batches and many steps; inputs' ranges start where they round best.
 THOROUGH = BEST.updated(
-    reconstruction=BEST.reconstruction.updated(batch_size=8, epochs=30, train_every=(), label_weight=0.0)
+    reconstruction=BEST.reconstruction.updated(
+        batch_size=8, epochs=30, train_every=(), label_weight=0.0, keep="learned"
+    )
 )
 PAPER = quept.load_recipe("weight-activation")
 QUICK = PAPER.updated(adapter=Adapter(rank=2), reconstruction=Reconstruction(epochs=1, batch_size=4))

@@ -21,6 +21,9 @@ from quept.models.checkpoint import quiet
 from quept.precision import residency
 from quept.precision.parts import elastic_linears
 
+# A child of a process whose PyTorch has threads and has computed hangs in PyTorch itself: see docs/troubleshooting.md.
+torch.set_num_threads(1)
+
 SECONDS = 20  # until a child counts as hanging
 INPUTS = torch.arange(48).view(2, 24)
 
