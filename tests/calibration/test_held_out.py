@@ -55,7 +55,7 @@ def test_a_ruinous_training_of_a_language_model_ends_at_rounding(name, tiny_mode
         assert each.calibrated <= each.rounding
     kept = {error.weights for error in report.manifest.block_errors if error.bits == 5}
     assert kept == {"rounding"}
-    assert any(text.startswith("At 5 bits plain rounding predicts held-out samples better") for text in notes)
+    assert any(text.startswith("At 5 bits what was learned does not predict held-out samples better") for text in notes)
     for packed in (False, True):
         loaded = quept.load(tmp_path / "a", 5, packed=packed, exact=True, integers=False)
         torch.testing.assert_close(outputs(loaded, windows), baseline(loaded, windows, 5), rtol=1e-3, atol=1e-4)
@@ -140,7 +140,7 @@ def test_the_predictions_have_the_last_word():
     assert (found[8].weights, found[8].ranges) == ("learned", "whole")
     assert {each.bits: each.calibrated for each in judgement.predictions} == {4: 1.0, 8: pytest.approx(0.4)}
     (note,) = judgement.notes()
-    assert note.startswith("At 4 bits plain rounding predicts")
+    assert note.startswith("At 4 bits what was learned does not predict")
 
 
 @pytest.mark.parametrize(

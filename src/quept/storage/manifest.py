@@ -94,8 +94,8 @@ class Judgement(NamedTuple):
         for each in self.predictions:
             if all(block.is_baseline for block in self.blocks if block.bits == each.bits):
                 yield (
-                    f"At {each.bits} bits plain rounding predicts held-out samples better than what was learned; it is "
-                    "kept there."
+                    f"At {each.bits} bits what was learned does not predict held-out samples better than plain "
+                    "rounding, or does so by chance; rounding is kept there."
                 )
 
 
